@@ -1,0 +1,25 @@
+"""Encoders behind one interface, by id.
+
+Each has `stride`, `multiple` (a canvas's sides are multiples of it), `neck_channels`, `tap_channels`,
+`detail_channels`, `forward(image [B, 3, H, W]) -> Features` and `load_published(state)`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pgpsam.errors import UserError
+from pgpsam.network.backbones.tiny_vit import TinyViT
+
+BACKBONES = {"lite_medsam": TinyViT}
+
+
+def build_backbone(name: str) -> Any:
+    """An encoder with random weights.
+
+    Raises:
+        UserError: unknown id.
+    """
+    if name not in BACKBONES:
+        raise UserError(f"unknown backbone '{name}'", f"Choose one of {', '.join(BACKBONES)}.")
+    return BACKBONES[name]()

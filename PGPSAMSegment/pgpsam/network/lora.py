@@ -1,0 +1,44 @@
+"""Low-rank adaptation of the encoder's attention, through peft, on q and v only.
+
+h = W x + (alpha / r) B A x, with A [r, C] and B [C, r]; B starts at zero, so that an adapted encoder's output
+is bit-identical to the frozen one's before training.
+"""
+
+from __future__ import annotations
+
+import re
+
+from peft import LoraConfig, inject_adapter_in_model
+from torch import Tensor, nn
+
+
+def add_lora(encoder: nn.Module, rank: int, alpha: float, stages: str = r".*") -> list[str]:
+    """Freeze the encoder and put LoRA on every Linear named q or v; in place.
+
+    Args:
+        encoder: an encoder whose attention has Linears called `q` and `v`.
+        rank: r; 0 only freezes.
+        alpha: the scale's numerator; the papers' alpha equals the rank.
+        stages: a regular expression that the module's path must match in full before `.q` or `.v`.
+
+    Returns:
+        The names of the adapted Linears.
+
+    Raises:
+        ValueError: the encoder has no Linear that matches.
+    """
+    encoder.requires_grad_(False)
+    if rank == 0:
+        return []
+    pattern = rf"{stages}\.(q|v)"
+    names = [n for n, m in encoder.named_modules() if isinstance(m, nn.Linear) and re.fullmatch(pattern, n)]
+    if not names:
+        raise ValueError(f"no attention q or v Linear matches {pattern!r} in {type(encoder).__name__}")
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, bias="none", target_modules=names)
+    inject_adapter_in_model(config, encoder)
+    return names
+
+
+def trained_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Name -> tensor of every parameter that training may change: what an adapter file holds."""
+    return {name: value.detach() for name, value in module.named_parameters() if value.requires_grad}

@@ -1,0 +1,65 @@
+"""What a run gives back: the organs, how sure the model was of them, and the prompts that led there.
+
+Plain data in the canonical axes of `Volume`. It knows nothing of networks, files or pictures.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .labels import LabelSet
+
+
+@dataclass(frozen=True)
+class PromptPoint:
+    """A voxel that an organ's prompt attended to most in its slice.
+
+    Attributes:
+        label_id: the organ, an id of the segmentation's label set.
+        z: canonical index towards superior.
+        y: canonical index towards posterior.
+        x: canonical index towards the patient's left.
+        weight: how strongly it was attended to, 0..1.
+    """
+
+    label_id: int
+    z: int
+    y: int
+    x: int
+    weight: float
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """The result of one volume, on that volume's canonical grid.
+
+    Attributes:
+        labels: uint8 ``[z, y, x]``, ids of `label_set`, 0 for background.
+        confidence: float32 ``[z, y, x]`` in 0..1, of whatever `labels` says there, background included.
+        regions: uint8 ``[z, y, x]``, the id of the organ whose prompt attended there, 0 for none.
+        points: the peaks of the prompts, in any order.
+        seconds: wall-clock time by stage, in the order of the stages.
+        device: where the network ran, such as "cpu" or "cuda:0".
+        model: the model's name.
+        label_set: the organs that were looked for; not all of them need be there.
+    """
+
+    labels: NDArray[np.uint8]
+    confidence: NDArray[np.float32]
+    regions: NDArray[np.uint8]
+    points: list[PromptPoint]
+    seconds: dict[str, float]
+    device: str
+    model: str
+    label_set: LabelSet
+
+    def __post_init__(self) -> None:
+        shape = self.labels.shape
+        if len(shape) != 3 or self.confidence.shape != shape or self.regions.shape != shape:
+            raise ValueError(
+                f"labels {shape}, confidence {self.confidence.shape} and regions {self.regions.shape} "
+                "must lie on one grid [z, y, x]"
+            )

@@ -1,0 +1,103 @@
+"""Random variations of an annotated slice: what a scanner, a patient or a position could have made different.
+
+MONAI's transforms; one resampling for image and labels together, bilinear and nearest neighbour, so that no label is
+invented. No flips: left and right stay left and right.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from monai.transforms import (
+    Compose,
+    Rand2DElasticd,
+    RandAdjustContrastd,
+    RandGaussianNoised,
+    RandGaussianSmoothd,
+    RandScaleIntensityd,
+    RandShiftIntensityd,
+    ResizeWithPadOrCropd,
+)
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How far variations go.
+
+    Attributes:
+        rotate_degrees: rotation within plus and minus.
+        scale: size factor within 1 - scale .. 1 + scale.
+        shear: within plus and minus.
+        shift: fraction of the canvas by which the body moves.
+        elastic_pixels: (low, high) magnitude of the elastic displacement, at control points 32 pixels apart.
+        noise: standard deviation of Gaussian noise, in units of the window.
+        brightness, contrast: shift and relative scale of the intensities.
+        gamma: range of the exponent.
+    """
+
+    rotate_degrees: float = 15.0
+    scale: float = 0.2
+    shear: float = 0.1
+    shift: float = 0.06
+    elastic_pixels: tuple[float, float] = (0.0, 3.0)
+    noise: float = 0.03
+    brightness: float = 0.1
+    contrast: float = 0.15
+    gamma: tuple[float, float] = (0.7, 1.5)
+
+
+class Augmenter:
+    """Samples to training canvases.
+
+    Args:
+        canvas: (H, W).
+        settings: None only centres the slice on the canvas.
+        seed: of the random state.
+    """
+
+    def __init__(self, canvas: tuple[int, int], settings: Augmentation | None, seed: int) -> None:
+        keys = ("image", "labels")
+        if settings is None:
+            self.transform = Compose([ResizeWithPadOrCropd(keys, canvas, mode="constant")])
+            return
+        s = settings
+        angle = np.deg2rad(s.rotate_degrees)
+        shift = tuple(s.shift * side for side in canvas)
+        self.transform = Compose(
+            [
+                Rand2DElasticd(
+                    keys,
+                    spacing=(32, 32),
+                    magnitude_range=s.elastic_pixels,
+                    prob=1.0,
+                    rotate_range=angle,
+                    shear_range=(s.shear, s.shear),
+                    translate_range=shift,
+                    scale_range=((-s.scale, s.scale), (-s.scale, s.scale)),
+                    spatial_size=canvas,
+                    mode=("bilinear", "nearest"),
+                    padding_mode="zeros",
+                ),
+                RandGaussianNoised("image", prob=0.3, std=s.noise),
+                RandGaussianSmoothd("image", prob=0.2, sigma_x=(0.4, 1.0), sigma_y=(0.4, 1.0)),
+                RandScaleIntensityd("image", factors=s.contrast, prob=0.5),
+                RandShiftIntensityd("image", offsets=s.brightness, prob=0.5),
+                RandAdjustContrastd("image", gamma=s.gamma, prob=0.3),
+            ]
+        )
+        self.transform.set_random_state(seed)
+
+    def __call__(self, image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """One random variation.
+
+        Args:
+            image: [3, h, w], 0..1. labels: [h, w] class indices.
+
+        Returns:
+            (float32 [3, H, W] in 0..1, int64 [H, W]).
+        """
+        made = self.transform({"image": image.float(), "labels": labels[None].float()})
+        return torch.as_tensor(made["image"]).clamp(0, 1), torch.as_tensor(made["labels"])[0].round().long()

@@ -1,0 +1,263 @@
+"""Annotated CTs on disk -> training samples.
+
+Three layouts: a folder with `images/` and `labels/` of the same stems, an nnU-Net raw data set (`imagesTr`,
+`labelsTr`, case_0000), or labels as `.seg.nrrd` that carry their own names. A slice without a label is
+*unannotated*, unless a slice list names it or the data set is said to be annotated in full.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pgpsam.errors import UserError
+from pgpsam.labels import LabelSet
+from pgpsam.slices import Frame, Preparation, frame_volume, neighbours, scale_labels, scale_slices
+from pgpsam.volume import Volume, read_labels, read_labels_on, read_volume
+
+EXTENSIONS = (".nii.gz", ".nii", ".seg.nrrd", ".nrrd", ".mha", ".mhd")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One patient's volume: a name and two files."""
+
+    name: str
+    image: Path
+    label: Path
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Annotated cases and what their label ids mean.
+
+    Attributes:
+        name: what to call the data in a model card.
+        reported: ids of the organs that published tables average over; empty means all.
+        validation: case names that the data set suggests to hold out.
+    """
+
+    name: str
+    folder: Path
+    cases: tuple[Case, ...]
+    labels: LabelSet
+    reported: tuple[int, ...] = ()
+    validation: tuple[str, ...] = ()
+
+    def select(self, names: Iterable[str]) -> tuple[Case, ...]:
+        """The cases with these names, in the data set's order.
+
+        Raises:
+            UserError: a name that no case has.
+        """
+        wanted = set(names)
+        unknown = wanted - {case.name for case in self.cases}
+        if unknown:
+            raise UserError(f"{self.folder} has no case named {', '.join(sorted(unknown))}")
+        return tuple(case for case in self.cases if case.name in wanted)
+
+
+def stem(path: Path) -> str:
+    """The file's name without a known extension; '' for files of other kinds."""
+    return next((path.name[: -len(e)] for e in EXTENSIONS if path.name.endswith(e)), "")
+
+
+def read_dataset(folder: str | Path) -> Dataset:
+    """Find the cases of a data set.
+
+    Raises:
+        UserError: no such folder, no known layout, images without labels, or no names for the label ids.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"no such data folder: {folder}")
+    images, labels, channel = folder / "images", folder / "labels", ""
+    if (folder / "imagesTr").is_dir():
+        images, labels, channel = folder / "imagesTr", folder / "labelsTr", "_0000"
+    if not images.is_dir() or not labels.is_dir():
+        raise UserError(
+            f"{folder} holds neither images/ and labels/ nor imagesTr/ and labelsTr/",
+            "Put volumes and their labels, with the same names, into these two folders.",
+        )
+    found = {stem(p): p for p in sorted(images.iterdir()) if stem(p)}
+    drawn = {stem(p): p for p in sorted(labels.iterdir()) if stem(p)}
+    cases = tuple(
+        Case(name, found[name + channel], path) for name, path in drawn.items() if name + channel in found
+    )
+    if not cases:
+        raise UserError(f"no image in {images} has labels of the same name in {labels}")
+    description = read_description(folder)
+    names = description.get("labels")
+    label_set = LabelSet.from_names(names) if names else names_in_files(cases, folder)
+    return Dataset(
+        str(description.get("name", folder.name)),
+        folder,
+        cases,
+        label_set,
+        tuple(description.get("reported_labels", ())),
+        tuple(description.get("validation", ())),
+    )
+
+
+def read_description(folder: Path) -> dict:
+    """dataset.json, or {} where there is none.
+
+    Raises:
+        UserError: the file is not a JSON object.
+    """
+    path = folder / "dataset.json"
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not readable JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is not a JSON object")
+    return content
+
+
+def names_in_files(cases: Sequence[Case], folder: Path) -> LabelSet:
+    """The names that the label files carry themselves (`.seg.nrrd`), which must agree between cases.
+
+    Raises:
+        UserError: none, or two names for one id.
+    """
+    names: dict[str, int] = {}
+    for case in cases:
+        for identifier, name in read_labels(case.label)[2].items():
+            if names.setdefault(name, identifier) != identifier:
+                raise UserError(f"{case.label}: '{name}' is id {identifier} here and {names[name]} in another case")
+    if not names:
+        raise UserError(
+            f"{folder} does not say what its label ids mean",
+            'Add dataset.json with {"labels": {"background": 0, "liver": 1, ...}}.',
+        )
+    return LabelSet.from_names(names)
+
+
+def read_slice_list(path: str | Path) -> dict[str, list[int]]:
+    """A CSV with the columns case, slice (index along the file's third axis) -> slices by case.
+
+    Raises:
+        UserError: no such file, other columns, or a slice that is not a number.
+    """
+    path = Path(path)
+    chosen: dict[str, list[int]] = {}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = csv.DictReader(file)
+            if not {"case", "slice"} <= set(rows.fieldnames or ()):
+                raise UserError(f"{path} has the columns {rows.fieldnames}, expected case and slice")
+            for row in rows:
+                try:
+                    chosen.setdefault(row["case"], []).append(int(row["slice"]))
+                except (TypeError, ValueError):
+                    raise UserError(f"{path}, line {rows.line_num}: '{row['slice']}' is not a slice number") from None
+    except OSError as error:
+        raise UserError(f"cannot read the slice list {path}: {error.strerror}") from error
+    return chosen
+
+
+@dataclass(frozen=True)
+class LoadedCase:
+    """A case in memory.
+
+    Attributes:
+        volume: the canonical CT.
+        labels: class *indices* (0 background, 1..N in the label set's order), uint8 [z, y, x].
+    """
+
+    name: str
+    volume: Volume
+    labels: NDArray[np.uint8]
+
+
+def load_case(case: Case, label_set: LabelSet) -> LoadedCase:
+    """Read a case; ids become class indices.
+
+    Raises:
+        UserError: unreadable files, grids that differ, or an id that the label set lacks.
+    """
+    volume = read_volume(case.image)
+    ids = read_labels_on(volume, case.label)
+    lookup = np.full(int(ids.max()) + 1 if ids.size else 1, 255, np.uint8)
+    lookup[0] = 0
+    for index, identifier in enumerate(label_set.ids, start=1):
+        if identifier < len(lookup):
+            lookup[identifier] = index
+    labels = lookup[ids]
+    if (labels == 255).any():
+        unknown = sorted(set(np.unique(ids[labels == 255]).tolist()))
+        raise UserError(f"{case.label} holds the ids {unknown}, which the data set does not name")
+    return LoadedCase(case.name, volume, labels)
+
+
+def canonical_index(volume: Volume, source_slice: int) -> int:
+    """A slice's number along the file's third axis -> its canonical z.
+
+    Raises:
+        UserError: no such slice, or the file's third axis is not the axial one.
+    """
+    depth = volume.grid.shape[0]
+    if not 0 <= source_slice < depth:
+        raise UserError(f"{volume.name} has no slice {source_slice}: it has 0 to {depth - 1}")
+    marker = np.broadcast_to(np.arange(depth)[:, None, None], volume.grid.shape)
+    order = volume.grid.to_canonical(marker)[:, 0, 0]
+    if len(np.unique(order)) != depth:
+        raise UserError(f"{volume.name}: slice lists need files whose third axis is the axial one")
+    return int(np.flatnonzero(order == source_slice)[0])
+
+
+def annotated_slices(case: LoadedCase, listed: Sequence[int] | None, fully_annotated: bool) -> list[int]:
+    """Canonical z of the slices whose labels may be trusted.
+
+    Args:
+        listed: slices along the file's third axis that were annotated (an empty one is then true background), or
+            None for every slice that shows an organ.
+        fully_annotated: without a list, slices without organs are background too.
+    """
+    if listed is not None:
+        return sorted(canonical_index(case.volume, i) for i in listed)
+    if fully_annotated:
+        return list(range(len(case.labels)))
+    return np.flatnonzero(case.labels.any((1, 2))).tolist()
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An annotated slice at the network's scale, the body box only.
+
+    Attributes:
+        image: float16 [3, h, w], 0..1. labels: uint8 class indices [h, w].
+    """
+
+    case: str
+    index: int
+    image: Tensor
+    labels: Tensor
+
+
+def make_samples(case: LoadedCase, indices: Sequence[int], preparation: Preparation) -> list[Sample]:
+    """The annotated slices of a case, prepared."""
+    if not indices:
+        return []
+    frame: Frame = frame_volume(case.volume, preparation)
+    count, dz = case.volume.shape[0], case.volume.spacing[2]
+    wanted = [neighbours(i, count, dz, preparation) for i in indices]
+    needed = sorted({j for channels in wanted for j in channels})
+    scaled = scale_slices(case.volume, frame, preparation, needed).to(torch.float16)
+    row = {index: i for i, index in enumerate(needed)}
+    labels = scale_labels(case.labels, frame, indices)
+    return [
+        Sample(case.name, index, scaled[[row[j] for j in channels]], labels[i])
+        for i, (index, channels) in enumerate(zip(indices, wanted, strict=True))
+    ]
