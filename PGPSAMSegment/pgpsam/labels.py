@@ -84,9 +84,7 @@ class LabelSet:
         for field, values in (("id", self.ids), ("name", [_key(name) for name in self.names])):
             twice = [value for index, value in enumerate(values) if value in values[:index]]
             if twice:
-                raise UserError(
-                    f"labels: {field} {twice[0]!r} occurs twice", f"Give every organ its own {field}"
-                )
+                raise UserError(f"labels: {field} {twice[0]!r} occurs twice", f"Give every organ its own {field}")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -113,9 +111,7 @@ class LabelSet:
         for label in self.labels:
             if _key(label.name) == _key(name):
                 return label
-        raise UserError(
-            f"{name!r} is not among the organs of this model", f"Known are: {', '.join(self.names)}"
-        )
+        raise UserError(f"{name!r} is not among the organs of this model", f"Known are: {', '.join(self.names)}")
 
     def by_id(self, label_id: int) -> Label:
         """The organ of that voxel value.
@@ -189,9 +185,7 @@ class LabelSet:
         labels: list[Label] = []
         for label_id, name in pairs:
             if label_id == 0 and _key(name) not in _BACKGROUND:
-                raise UserError(
-                    f"labels: {name!r} has the id 0, which is the background", "Number organs from 1"
-                )
+                raise UserError(f"labels: {name!r} has the id 0, which is the background", "Number organs from 1")
             if label_id != 0:
                 labels.append(_label_from_name(label_id, name, [label.color for label in labels]))
         return cls(tuple(labels))

@@ -5,12 +5,14 @@ Plain data in the canonical axes of `Volume`. It knows nothing of networks, file
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
-from .labels import LabelSet
+from .labels import Label, LabelSet
 
 
 @dataclass(frozen=True)
@@ -63,3 +65,26 @@ class Segmentation:
                 f"labels {shape}, confidence {self.confidence.shape} and regions {self.regions.shape} "
                 "must lie on one grid [z, y, x]"
             )
+
+    def organs(self) -> Iterator[tuple[Label, tuple[slice, slice, slice], NDArray[np.bool_]]]:
+        """The organs that were found, in the order of the label set.
+
+        Yields:
+            The organ, its bounding box ``(z, y, x)``, and its mask ``[z, y, x]`` within that box.
+        """
+        boxes = ndimage.find_objects(self.labels)  # by id from 1 up; None for an id that is absent
+        for label in self.label_set:
+            box = boxes[label.id - 1] if label.id <= len(boxes) else None
+            if box is not None:
+                yield label, box, self.labels[box] == label.id
+
+    def confidence_by_slice(self, box: tuple[slice, slice, slice], organ: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """An organ's mean confidence in each slice of its box, ``[z]``; nan in slices without it.
+
+        Args:
+            box: as `organs` gives it.
+            organ: the mask ``[z, y, x]`` within the box.
+        """
+        count = organ.sum(axis=(1, 2))
+        total = np.where(organ, self.confidence[box], 0.0).sum(axis=(1, 2), dtype=np.float64)
+        return np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0)

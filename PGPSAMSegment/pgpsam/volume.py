@@ -44,9 +44,7 @@ MIN_SIDE = 8  # voxels: a smaller slice holds no anatomy to find
 MAX_VOXELS = 2**31  # a header that claims more is damaged, or the volume would not fit anyway
 MAX_SHEAR = 0.01  # cosine between two axes (0.6 degrees): rounding stays far below, gantry tilt lies above
 SAME_GRID = 0.01  # voxels: the largest distance between the corners of two grids that count as one
-MAX_UNEVEN = (
-    0.1  # slice distances: how far a slice may lie from its place in an even stack (rounded positions)
-)
+MAX_UNEVEN = 0.1  # slice distances: how far a slice may lie from its place in an even stack (rounded positions)
 MAX_LOCALIZER = 3  # a DICOM series of so few images is a scout, not the scan
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -90,9 +88,7 @@ class Grid:
     header: Any = None
 
     @classmethod
-    def from_source(
-        cls, shape: Sequence[int], affine: NDArray[Any], name: str = "volume", header: Any = None
-    ) -> Grid:
+    def from_source(cls, shape: Sequence[int], affine: NDArray[Any], name: str = "volume", header: Any = None) -> Grid:
         """Works out the permutation and flips that bring a source nearest to the canonical axes.
 
         Args:
@@ -272,9 +268,7 @@ def _check_values(canonical: NDArray[np.float32], grid: Grid, name: str) -> None
             "Replace them, for a CT with -1024, and try again",
         )
     if low == high:
-        raise UserError(
-            f"{name}: every voxel is {low:g}: not an image", "Check the file and how it was exported"
-        )
+        raise UserError(f"{name}: every voxel is {low:g}: not an image", "Check the file and how it was exported")
 
 
 def _checked_affine(affine: NDArray[Any], name: str) -> NDArray[np.float64]:
@@ -282,9 +276,7 @@ def _checked_affine(affine: NDArray[Any], name: str) -> NDArray[np.float64]:
     if matrix.shape != (4, 4):
         raise UserError(f"{name}: its affine has shape {matrix.shape}, but must be 4 x 4")
     if not np.isfinite(matrix).all():
-        raise UserError(
-            f"{name}: its affine has values that are not finite", "Repair the image's orientation"
-        )
+        raise UserError(f"{name}: its affine has values that are not finite", "Repair the image's orientation")
     lengths = np.linalg.norm(matrix[:3, :3], axis=0)
     if lengths.min() <= 0 or not np.array_equal(matrix[3], [0, 0, 0, 1]):
         raise UserError(
@@ -539,9 +531,7 @@ def _choose_series(folder: Path) -> tuple[str, ...]:
     """The files of the one scan in a folder, or in the folders right below it."""
     found = _series_in(folder)
     if not found:
-        found = [
-            series for below in sorted(folder.iterdir()) if below.is_dir() for series in _series_in(below)
-        ]
+        found = [series for below in sorted(folder.iterdir()) if below.is_dir() for series in _series_in(below)]
     if not found:
         raise UserError(f"{folder} holds no DICOM images", "Give the folder that the series' files lie in")
     scans = [files for files in found if len(files) > MAX_LOCALIZER]
@@ -597,9 +587,7 @@ def _read_slice_header(file: str, folder: Path) -> _Slice:
     reader = _dicom_header(file)
     short = Path(file).name
     if reader.GetDimension() != 3 or reader.GetSize()[2] != 1:
-        raise UserError(
-            f"{folder}: {short} holds several frames in one file", "Convert it to NIfTI or NRRD first"
-        )
+        raise UserError(f"{folder}: {short} holds several frames in one file", "Convert it to NIfTI or NRRD first")
     if reader.GetNumberOfComponents() != 1:
         raise UserError(f"{folder}: {short} is a colour image", "Give the folder of the original CT series")
     if not _tag(reader, "0020|0032") or not _tag(reader, "0020|0037"):
@@ -621,9 +609,7 @@ def _stack_affine(slices: list[_Slice], folder: Path) -> NDArray[np.float64]:
         raise UserError(f"{folder}: its images have different sizes ({listed})", "Give one series only")
     axes = np.stack([each.affine[:3, :2] for each in slices])
     if np.abs(axes - axes[0]).max() > 1e-3 * np.linalg.norm(axes[0, :, 0]):
-        raise UserError(
-            f"{folder}: its images differ in orientation or pixel spacing", "Give one axial series only"
-        )
+        raise UserError(f"{folder}: its images differ in orientation or pixel spacing", "Give one axial series only")
     affine = first.affine.copy()
     affine[:3, 2] = first.normal * first.thickness
     if count == 1:
@@ -713,9 +699,7 @@ def _flatten_segments(
     segments = []
     number = 0
     while (name := fields.get(f"Segment{number}_Name", fields.get(f"Segment{number}_ID"))) is not None:
-        value = _whole_field(
-            fields, f"Segment{number}_LabelValue", 1 if layers.shape[-1] > 1 else number + 1, path
-        )
+        value = _whole_field(fields, f"Segment{number}_LabelValue", 1 if layers.shape[-1] > 1 else number + 1, path)
         layer = _whole_field(fields, f"Segment{number}_Layer", number if layers.shape[-1] > 1 else 0, path)
         if not 0 <= layer < layers.shape[-1]:
             raise UserError(f"{path}: segment {name!r} lies in layer {layer}, which the file does not have")
@@ -777,9 +761,7 @@ def write_array(
     extension = output_extension(path)
     if extension == ".seg.nrrd" and kind != "labels":
         raise UserError(f"{path}: .seg.nrrd holds segments, not {kind}", "Use .nrrd or .nii.gz")
-    array = volume.restore(
-        _label_dtype(canonical_array) if kind == "labels" else canonical_array.astype(np.float32)
-    )
+    array = volume.restore(_label_dtype(canonical_array) if kind == "labels" else canonical_array.astype(np.float32))
     partial = path.with_name(f".{uuid.uuid4().hex}.part{extension}")
     try:
         if extension in _NIFTI:
@@ -834,9 +816,7 @@ def _nifti(array: NDArray[Any], grid: Grid) -> Any:
     return kind(data, grid.affine, header)
 
 
-def _write_itk(
-    path: Path, array: NDArray[Any], grid: Grid, extension: str, label_set: LabelSet | None
-) -> None:
+def _write_itk(path: Path, array: NDArray[Any], grid: Grid, extension: str, label_set: LabelSet | None) -> None:
     image = sitk.GetImageFromArray(array)
     lps = _LPS_TO_RAS @ grid.affine
     spacing = np.linalg.norm(lps[:3, :3], axis=0)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from pgpsam.errors import UserError
 from pgpsam.labels import ABDOMEN, STRUCTURE, Code, Label, LabelSet
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from pgpsam.errors import UserError
 from pgpsam.labels import ABDOMEN
 from pgpsam.models import store

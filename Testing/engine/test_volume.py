@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from numpy.typing import NDArray
+
 from pgpsam.errors import UserError
 from pgpsam.labels import ABDOMEN
 from pgpsam.volume import Grid, Volume, read_labels, read_labels_on, read_volume, write_array
@@ -27,9 +28,7 @@ CANONICAL_AFFINE = np.array([[-1, 0, 0, 20], [0, -2, 0, 30], [0, 0, 3, -40], [0,
 MARK_ZYX = (6, 5, 2)
 MARK_RAS = (18.0, 20.0, -22.0)
 ORIENTATIONS = [
-    "".join(codes)
-    for order in itertools.permutations(["LR", "AP", "IS"])
-    for codes in itertools.product(*order)
+    "".join(codes) for order in itertools.permutations(["LR", "AP", "IS"]) for codes in itertools.product(*order)
 ]
 EXTENSIONS = (".nii.gz", ".nii", ".nrrd", ".seg.nrrd", ".mha")
 IMAGE_EXTENSIONS = (".nii.gz", ".nii", ".nrrd", ".mha")
@@ -313,14 +312,10 @@ def test_a_slicer_segmentation_carries_names_colours_and_codes(tmp_path: Path) -
     assert stored.GetMetaData("Segment1_LabelValue") == "6"
     assert stored.GetMetaData("Segment1_Color") == "0.866667 0.509804 0.396078"
     assert stored.GetMetaData("Segment1_Tags") == f"TerminologyEntry:{ABDOMEN.by_name('liver').terminology}|"
-    assert (
-        stored.GetMetaData("Segment1_Extent") == "7 9 4 6 1 2"
-    )  # x 1..3 of 11 and y 2..4 of 9, both flipped
+    assert stored.GetMetaData("Segment1_Extent") == "7 9 4 6 1 2"  # x 1..3 of 11 and y 2..4 of 9, both flipped
 
 
-def layered_segmentation(
-    path: Path, layers: NDArray[np.uint8], segments: Sequence[tuple[str, int, int]]
-) -> Path:
+def layered_segmentation(path: Path, layers: NDArray[np.uint8], segments: Sequence[tuple[str, int, int]]) -> Path:
     """A file as Slicer saves several layers ``[k, j, i, layer]``; segments are (name, value, layer)."""
     k, j, i, count = layers.shape
     fields = [
@@ -416,9 +411,7 @@ def test_labels_of_another_grid_are_refused_with_what_differs(
         read_labels_on(volume(), tmp_path / "labels.nii.gz")
 
 
-@pytest.mark.parametrize(
-    ("value", "message"), [(0.5, "not whole numbers"), (-1, "from -1"), (1e6, "0 to 65535")]
-)
+@pytest.mark.parametrize(("value", "message"), [(0.5, "not whole numbers"), (-1, "from -1"), (1e6, "0 to 65535")])
 def test_values_that_are_no_labels_are_refused(tmp_path: Path, value: float, message: str) -> None:
     data = np.zeros((11, 9, 8), dtype=np.float32)
     data[3, 4, 5] = value
@@ -587,12 +580,8 @@ def test_a_disk_that_fills_up_leaves_the_old_file_and_nothing_else(tmp_path: Pat
     paths = [tmp_path / f"out{extension}" for extension in EXTENSIONS]
     for path in paths:
         path.write_text("the result of yesterday")
-    done = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, *paths], capture_output=True, text=True, check=True
-    )
-    assert [line.split(": ")[0] for line in done.stdout.splitlines()] == [
-        f"{p} can't be written" for p in paths
-    ]
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, *paths], capture_output=True, text=True, check=True)
+    assert [line.split(": ")[0] for line in done.stdout.splitlines()] == [f"{p} can't be written" for p in paths]
     assert sorted(tmp_path.iterdir()) == sorted(paths)
     assert {path.read_text() for path in paths} == {"the result of yesterday"}
 
@@ -748,9 +737,7 @@ def _several_frames(folder: Path) -> None:
 
 def _colour_slices(folder: Path) -> None:
     folder.mkdir()
-    sitk.WriteImage(
-        sitk.GetImageFromArray(np.zeros((1, 9, 11, 3), np.uint8), isVector=True), folder / "a.dcm"
-    )
+    sitk.WriteImage(sitk.GetImageFromArray(np.zeros((1, 9, 11, 3), np.uint8), isVector=True), folder / "a.dcm")
 
 
 def _truncated_slice(folder: Path) -> None:
@@ -803,9 +790,7 @@ def test_the_liver_lies_on_the_patients_right_and_at_small_x(shared_data: Path) 
     image = read_volume(shared_data / "samples" / "ts_abdomen_ct.nii.gz")
     labels = read_labels_on(image, shared_data / "samples" / "ts_abdomen_seg.nii.gz")
     assert image.shape == (112, 101, 122)
-    centres = {
-        name: np.argwhere(labels == ABDOMEN.by_name(name).id).mean(0)[::-1] for name in ("liver", "spleen")
-    }
+    centres = {name: np.argwhere(labels == ABDOMEN.by_name(name).id).mean(0)[::-1] for name in ("liver", "spleen")}
     assert centres["liver"][0] < centres["spleen"][0]
     ras = {name: image.affine @ [*centre, 1] for name, centre in centres.items()}
     assert ras["liver"][0] > 0 > ras["spleen"][0]
@@ -815,10 +800,7 @@ def test_the_back_lies_at_large_y_and_the_head_at_large_z(shared_data: Path) -> 
     image = read_volume(shared_data / "samples" / "ts_abdomen_ct.nii.gz")
     labels = read_labels_on(image, shared_data / "samples" / "ts_abdomen_seg.nii.gz")
     z, y, _ = (
-        {
-            name: np.argwhere(labels == ABDOMEN.by_name(name).id).mean(0)[axis]
-            for name in ("stomach", "left kidney")
-        }
+        {name: np.argwhere(labels == ABDOMEN.by_name(name).id).mean(0)[axis] for name in ("stomach", "left kidney")}
         for axis in range(3)
     )
     assert y["left kidney"] > y["stomach"]
@@ -826,9 +808,7 @@ def test_the_back_lies_at_large_y_and_the_head_at_large_z(shared_data: Path) -> 
 
 
 @pytest.mark.parametrize("name", ["chest_ct_lps", "ts_abdomen_ct"])
-def test_results_on_real_files_repeat_the_affine_bit_for_bit(
-    shared_data: Path, tmp_path: Path, name: str
-) -> None:
+def test_results_on_real_files_repeat_the_affine_bit_for_bit(shared_data: Path, tmp_path: Path, name: str) -> None:
     source = shared_data / "samples" / f"{name}.nii.gz"
     image = read_volume(source)
     write_array(tmp_path / "out.nii.gz", image.array > 0, image, "labels")

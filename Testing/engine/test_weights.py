@@ -19,6 +19,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+
 from pgpsam.errors import Cancelled, UserError
 from pgpsam.models import weights
 from pgpsam.models.weights import BASE_WEIGHTS, BaseWeights, cache_dir, fetch, load_state, locate
@@ -77,9 +78,7 @@ def good(handler: Handler, content: bytes = CONTENT, etag: str = ETAG) -> None:
     if start >= len(content):
         return handler.send(416, b"", Content_Range=f"bytes */{len(content)}", Content_Length=0)
     span = f"bytes {start}-{len(content) - 1}/{len(content)}"
-    return handler.send(
-        206, content[start:], Content_Length=len(content) - start, Content_Range=span, ETag=etag
-    )
+    return handler.send(206, content[start:], Content_Length=len(content) - start, Content_Range=span, ETag=etag)
 
 
 def ignores_range(handler: Handler) -> None:
@@ -222,9 +221,7 @@ def test_fetch_brings_the_file_once_and_reports_progress(serve: Callable[..., Se
     assert server.ranges() == [None]
 
 
-def test_a_broken_off_download_goes_on_with_a_range_request(
-    serve: Callable[..., Server], cache: Path
-) -> None:
+def test_a_broken_off_download_goes_on_with_a_range_request(serve: Callable[..., Server], cache: Path) -> None:
     server = serve(breaks_off_half_way, good)
     assert fetch("tiny").read_bytes() == CONTENT
     assert server.ranges() == [None, f"bytes={HALF}-"]
@@ -263,9 +260,7 @@ def test_a_part_with_a_wrong_offset_is_not_glued_on(serve: Callable[..., Server]
 
 
 @pytest.mark.parametrize("stale", [b"x" * HALF, b"x" * len(CONTENT), b"x" * (len(CONTENT) + 1)])
-def test_a_stale_part_costs_one_fresh_download(
-    serve: Callable[..., Server], cache: Path, stale: bytes
-) -> None:
+def test_a_stale_part_costs_one_fresh_download(serve: Callable[..., Server], cache: Path, stale: bytes) -> None:
     cache.mkdir()
     (cache / "tiny.pth.part").write_bytes(stale)
     server = serve(good)
@@ -533,9 +528,7 @@ def test_a_killed_process_leaves_a_part_and_no_lock(serve: Callable[..., Server]
 # Files given by hand, and what is on this computer
 
 
-def test_a_file_given_by_hand_is_checked_and_copied(
-    serve: Callable[..., Server], cache: Path, tmp_path: Path
-) -> None:
+def test_a_file_given_by_hand_is_checked_and_copied(serve: Callable[..., Server], cache: Path, tmp_path: Path) -> None:
     server = serve(status(404))
     given = tmp_path / "from a stick.pth"
     given.write_bytes(CONTENT)
@@ -618,9 +611,7 @@ def test_an_unchanged_file_is_not_hashed_again(serve: Callable[..., Server], cac
         locate("tiny")
 
 
-@pytest.mark.parametrize(
-    ("content", "message"), [(None, "no such file"), (CONTENT[::-1], "SHA-256"), (b"", "got 0")]
-)
+@pytest.mark.parametrize(("content", "message"), [(None, "no such file"), (CONTENT[::-1], "SHA-256"), (b"", "got 0")])
 def test_a_wrong_packaged_file_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes | None, message: str
 ) -> None:
@@ -681,9 +672,7 @@ def test_a_checkpoint_that_is_no_dict_of_tensors_is_refused(
     if kind in contents:
         torch.save(contents[kind], path)
     else:
-        path.write_bytes(
-            {"bomb": pickle.dumps(Bomb(trace), protocol=2), "noise": CONTENT, "empty": b""}[kind]
-        )
+        path.write_bytes({"bomb": pickle.dumps(Bomb(trace), protocol=2), "noise": CONTENT, "empty": b""}[kind])
     trace.unlink(missing_ok=True)
     register(monkeypatch, path.read_bytes())
     with pytest.raises(UserError, match=r"cannot read the weights|no plain dict of named tensors") as caught:
@@ -692,9 +681,7 @@ def test_a_checkpoint_that_is_no_dict_of_tensors_is_refused(
     assert not trace.exists()
 
 
-def test_a_checkpoint_is_not_opened_before_its_hash_is_right(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_checkpoint_is_not_opened_before_its_hash_is_right(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import torch
 
     path = tmp_path / "tiny.pth"

@@ -78,9 +78,7 @@ class ModelSpec:
             if not isinstance(getattr(self, field), str):
                 raise UserError(f"{field}: expected text, got {_kind(getattr(self, field))}")
         if not _NAME.fullmatch(self.name):
-            raise UserError(
-                f"name: {self.name!r} is not a plain name", "Use letters, digits, '.', '-' and '_'"
-            )
+            raise UserError(f"name: {self.name!r} is not a plain name", "Use letters, digits, '.', '-' and '_'")
         if not _SHA256.fullmatch(self.backbone_sha256):
             raise UserError(f"backbone_sha256: {self.backbone_sha256!r} is not a SHA-256")
         for field in ("backbone", "method"):
@@ -220,11 +218,7 @@ def model_folders() -> list[Path]:
     The folders in PGPSAM_MODELS, the user's own, and the nearest `Resources/Models` above this file, which is
     the repository's in a checkout and the extension's inside Slicer.
     """
-    chosen = [
-        Path(os.path.expanduser(part))
-        for part in os.environ.get("PGPSAM_MODELS", "").split(os.pathsep)
-        if part
-    ]
+    chosen = [Path(os.path.expanduser(part)) for part in os.environ.get("PGPSAM_MODELS", "").split(os.pathsep) if part]
     shipped = [parent / "Resources" / "Models" for parent in Path(__file__).resolve().parents]
     return [*chosen, _user_data_dir() / "pgpsam" / "models", *[path for path in shipped if path.is_dir()][:1]]
 

@@ -139,9 +139,7 @@ def cache_dir() -> Path:
     return (xdg if xdg.is_absolute() else Path.home() / ".cache") / "pgpsam"
 
 
-def locate(
-    backbone: str, file: Path | None = None, progress: Progress | None = None, download: bool = False
-) -> Path:
+def locate(backbone: str, file: Path | None = None, progress: Progress | None = None, download: bool = False) -> Path:
     """Find a backbone's weights on this computer, checked by size and SHA-256.
 
     Args:
@@ -163,9 +161,7 @@ def locate(
         return fetch(backbone, progress=progress)
     if not path.is_file():
         name, size = entry.file_name, _megabytes(entry.size)
-        raise UserError(
-            f"the weights of {backbone} ({name}, {size}) are not on this computer", _fetch_hint(entry)
-        )
+        raise UserError(f"the weights of {backbone} ({name}, {size}) are not on this computer", _fetch_hint(entry))
     return _checked(path, entry, hint=_fetch_hint(entry))
 
 
@@ -199,9 +195,7 @@ def fetch(
     entry = _entry(backbone)
     if entry.package is not None:
         if file is not None or url is not None:
-            raise UserError(
-                f"{backbone} ships inside a Python package; it is not fetched", _reinstall_hint(entry)
-            )
+            raise UserError(f"{backbone} ships inside a Python package; it is not fetched", _reinstall_hint(entry))
         return locate(backbone)
     target = cache_dir() / entry.file_name
     if file is None and _is_here(target, entry):
@@ -232,9 +226,7 @@ def load_state(path: Path, backbone: str) -> dict[str, Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch documents no set of exceptions for a file that it refuses
-        raise UserError(
-            f"cannot read the weights in {path}: {_first_line(error)}", _fetch_hint(entry)
-        ) from error
+        raise UserError(f"cannot read the weights in {path}: {_first_line(error)}", _fetch_hint(entry)) from error
     is_state = isinstance(state, dict) and all(
         isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
     )
@@ -605,9 +597,7 @@ class _Transfer:
                 "A proxy or virus scanner may replace certificates: set SSL_CERT_FILE to your organisation's"
                 f" certificate file. {_by_hand_hint(self._entry)}"
             )
-            return UserError(
-                f"the certificate of {self._url} cannot be verified: {reason.verify_message}", hint
-            )
+            return UserError(f"the certificate of {self._url} cannot be verified: {reason.verify_message}", hint)
         return _BrokenOff(_first_line(reason))
 
 
@@ -619,9 +609,7 @@ def _tls_context() -> ssl.SSLContext:
         try:
             context.load_verify_locations(**{"capath" if Path(bundle).is_dir() else "cafile": bundle})
         except (OSError, ssl.SSLError) as error:
-            raise UserError(
-                f"REQUESTS_CA_BUNDLE names {bundle}: {_first_line(error)}", "Mend or unset it"
-            ) from error
+            raise UserError(f"REQUESTS_CA_BUNDLE names {bundle}: {_first_line(error)}", "Mend or unset it") from error
     return context
 
 

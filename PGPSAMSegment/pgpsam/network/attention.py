@@ -1,7 +1,8 @@
 """Prototype attention with a learned temperature: the one place where prototypes meet positions.
 
-The published logits are bounded to about 0.25, which leaves a softmax over a thousand positions flat. Here they
-are cosine similarities times a learned, positive temperature, so that attention can become as sharp as it needs.
+The published logits are bounded to about 0.25, which leaves a softmax over a thousand positions flat. Here
+they are cosine similarities times a learned, positive temperature, so that attention can become as sharp as
+it needs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Contextual Feature Modulation: image-wide context along rows, columns and channels (PGP-SAM, eq. 1 and 2)."""
+"""Contextual Feature Modulation: image-wide context along rows, columns and channels (PGP-SAM, eq. 1, 2)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,10 @@ class CFM(nn.Module):
                 nn.Conv2d(channels, channels, (strip, 1), padding=(strip // 2, 0), groups=channels),
             )
             self.channel = nn.Sequential(
-                nn.Conv2d(channels, channels, 1), LayerNorm2d(channels), nn.ReLU(), nn.Conv2d(channels, channels, 1)
+                nn.Conv2d(channels, channels, 1),
+                LayerNorm2d(channels),
+                nn.ReLU(),
+                nn.Conv2d(channels, channels, 1),
             )
 
     def forward(self, tap: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """SAM's mask decoder for a batch of slices and all classes in one pass.
 
-segment-anything's own decoder takes one image with many prompts; this one takes [batch x class]: K mask tokens and
-K sparse prompts go through the published two-way transformer together, one hypernetwork a class, no IoU head.
+segment-anything's own decoder takes one image with many prompts; this one takes [batch x class]: K mask
+tokens and K sparse prompts go through the published two-way transformer together, one hypernetwork a class,
+no IoU head.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from pgpsam.network.backbones.tiny_vit import LayerNorm2d
 class PositionEncoding(nn.Module):
     """SAM's random Fourier features of a token's place, measured from the canvas's centre.
 
-    A canvas of any size puts its centre at 0.5, and `reach` tokens span 0..1, so that the same anatomy gets the
-    same code whatever the canvas's size.
+    A canvas of any size puts its centre at 0.5, and `reach` tokens span 0..1, so that the same anatomy gets
+    the same code whatever the canvas's size.
     """
 
     def __init__(self, channels: int = 256, reach: float = 64.0) -> None:
@@ -140,13 +141,11 @@ class MaskDecoder(nn.Module):
         )
         with torch.no_grad():
             self.position.gaussian.copy_(state["prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"])
-            # Classes must differ at the start, or they would receive the same gradients from the shared parts.
+            # Classes must differ at the start, or the shared parts would give them the same gradients.
             self.mask_tokens.copy_(own["mask_tokens.weight"][0] + 0.1 * torch.randn_like(self.mask_tokens))
             for module, name in ((self.up1, "0"), (self.up1_norm, "1"), (self.up2, "3")):
-                module.weight.copy_(own[f"output_upscaling.{name}.weight"])
-                module.bias.copy_(own[f"output_upscaling.{name}.bias"])
-            for i, (weight, bias) in enumerate(
-                zip(self.hypernetworks.weights, self.hypernetworks.biases, strict=True)
-            ):
+                for part in ("weight", "bias"):
+                    getattr(module, part).copy_(own[f"output_upscaling.{name}.{part}"])
+            for i, (weight, bias) in enumerate(zip(self.hypernetworks.weights, self.hypernetworks.biases, strict=True)):
                 weight.copy_(own[f"output_hypernetworks_mlps.0.layers.{i}.weight"].expand_as(weight))
                 bias.copy_(own[f"output_hypernetworks_mlps.0.layers.{i}.bias"].expand_as(bias))

@@ -7,9 +7,12 @@ is bit-identical to the frozen one's before training.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
+
+from pgpsam.errors import UserError
 
 
 def add_lora(encoder: nn.Module, rank: int, alpha: float, stages: str = r".*") -> list[str]:
@@ -30,7 +33,7 @@ def add_lora(encoder: nn.Module, rank: int, alpha: float, stages: str = r".*") -
     encoder.requires_grad_(False)
     if rank == 0:
         return []
-    pattern = rf"{stages}\.(q|v)"
+    pattern = rf"(?:{stages})\.(q|v)"
     names = [n for n, m in encoder.named_modules() if isinstance(m, nn.Linear) and re.fullmatch(pattern, n)]
     if not names:
         raise ValueError(f"no attention q or v Linear matches {pattern!r} in {type(encoder).__name__}")
@@ -42,3 +45,22 @@ def add_lora(encoder: nn.Module, rank: int, alpha: float, stages: str = r".*") -
 def trained_tensors(module: nn.Module) -> dict[str, Tensor]:
     """Name -> tensor of every parameter that training may change: what an adapter file holds."""
     return {name: value.detach() for name, value in module.named_parameters() if value.requires_grad}
+
+
+def put_tensors(module: nn.Module, tensors: Mapping[str, Tensor], name: str) -> None:
+    """Put an adapter's tensors back, each into the trainable parameter of its name; the inverse of the above.
+
+    Args:
+        name: what error messages call the adapter.
+
+    Raises:
+        UserError: a tensor too many or too few, or of another shape.
+    """
+    own = {key: value for key, value in module.named_parameters() if value.requires_grad}
+    if odd := sorted(own.keys() ^ tensors.keys()):
+        raise UserError(f"model {name}: its adapter does not fit its method ({odd[0]} and {len(odd) - 1} others)")
+    for key, value in tensors.items():
+        if own[key].shape != value.shape:
+            shapes = f"{tuple(value.shape)}, expected {tuple(own[key].shape)}"
+            raise UserError(f"model {name}: {key} has shape {shapes}")
+        own[key].data.copy_(value)

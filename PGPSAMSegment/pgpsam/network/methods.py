@@ -1,7 +1,7 @@
 """The methods: each joins an encoder with its own way to masks, behind one interface.
 
-`SegmentationNetwork.forward` gives an `Output`; training reads its losses' inputs there, inference the logits and
-where the model looked. A method knows nothing of files, volumes or optimisers.
+`SegmentationNetwork.forward` gives an `Output`; training reads its losses' inputs there, inference the logits
+and where the model looked. A method knows nothing of files, volumes or optimisers.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -47,7 +46,7 @@ class PGPSettings:
 
     lora_rank: int = 4
     lora_alpha: float = 4.0
-    lora_stages: str = ".*"
+    lora_stages: str = r"stages\.3.*|blocks.*"
     alpha: int = 8
     nearest: int = 4
     strip: int = 5
@@ -119,11 +118,12 @@ class Probe(SegmentationNetwork):
 
 
 class PGPSAM(SegmentationNetwork):
-    """PGP-SAM: encoder with LoRA -> a first pass without masks -> two stages of (CFM -> PPR -> PPG -> decoder).
+    """PGP-SAM: encoder with LoRA -> first pass without masks -> two stages of (CFM -> PPR -> PPG -> decoder).
 
-    Stages run deep to shallow. The first pass prompts with PPG on the neck feature and gives the class feature F_M
-    (class tokens times image tokens); each stage refines the prototypes with the previous pass's F_M and prompts
-    the shared decoder again. Only the last pass is upscaled to masks; F_M of every pass is supervised.
+    Stages run deep to shallow. The first pass prompts with PPG on the neck feature and gives the class
+    feature F_M (class tokens times image tokens); each stage refines the prototypes with the previous pass's
+    F_M and prompts the shared decoder again. Only the last pass is upscaled to masks; F_M of every earlier
+    pass is supervised, and so are the logits of every prompt's attention.
     """
 
     def __init__(
@@ -144,9 +144,8 @@ class PGPSAM(SegmentationNetwork):
         self.fuse = nn.ModuleList([nn.Conv2d(channels, channels, 1) for _ in taps]) if settings.fuse else None
         self.decoder = MaskDecoder(classes, self.encoder.detail_channels if settings.details else (), channels)
         if self.fuse is not None:
-            for layer in self.fuse:
-                nn.init.zeros_(layer.weight)
-                nn.init.zeros_(layer.bias)
+            for value in self.fuse.parameters():
+                nn.init.zeros_(value)
         if published is not None:
             self.decoder.load_published(published)
         add_lora(self.encoder, settings.lora_rank, settings.lora_alpha, settings.lora_stages)
@@ -209,12 +208,8 @@ def make_settings(method: str, values: Mapping[str, Any]) -> Any:
     for name, value in values.items():
         if name not in known:
             raise UserError(f"method {method} has no setting '{name}'", f"It has {', '.join(known)}.")
-        if type(value) is not type(defaults[name]) and not (
-            isinstance(defaults[name], float) and type(value) is int
-        ):
-            raise UserError(
-                f"setting {name} of method {method} is {value!r}, not a {type(defaults[name]).__name__}"
-            )
+        if type(value) is not type(defaults[name]) and not (isinstance(defaults[name], float) and type(value) is int):
+            raise UserError(f"setting {name} of method {method} is {value!r}, not a {type(defaults[name]).__name__}")
     return kind(**values)
 
 

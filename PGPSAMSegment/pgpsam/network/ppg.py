@@ -1,4 +1,4 @@
-"""Prototype-based Prompt Generator: from prototypes to the prompts SAM's decoder understands (PGP-SAM, eq. 6, 7)."""
+"""Prototype-based Prompt Generator: from prototypes to prompts for SAM's decoder (PGP-SAM, eq. 6 and 7)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ class PPG(nn.Module):
     """Dense and sparse prompts for a batch of slices.
 
     P^_inter = FC([P_inter, P_inter P_intra^T]);
-    D = MLP(softmax over prototypes(F_I P^_inter^T) P^_inter)                 dense, one vector a position (eq. 6)
-    S = MLP(softmax over positions(P_intra F_I^T) F_I)                        sparse, one token a class    (eq. 7)
+    D = MLP(softmax over prototypes(F_I P^_inter^T) P^_inter)             dense, one vector a position (eq. 6)
+    S = MLP(softmax over positions(P_intra F_I^T) F_I)                    sparse, one token a class    (eq. 7)
 
     Args:
         classes: K, background included.
@@ -37,8 +37,8 @@ class PPG(nn.Module):
             intra: [B, K, C]. inter: [B, Q, C].
 
         Returns:
-            (dense [B, C, h, w], sparse [B, K, C], logits of the sparse attention [B, K, h, w], whose softmax over
-            positions is where the model looked for each class).
+            (dense [B, C, h, w], sparse [B, K, C], logits of the sparse attention [B, K, h, w], whose softmax
+            over positions is where the model looked for each class).
         """
         height, width = features.shape[-2:]
         tokens = to_tokens(features)

@@ -1,4 +1,4 @@
-"""Progressive Prototype Refinement: prototypes take up what this image shows of each class (PGP-SAM, eq. 3 to 5)."""
+"""Progressive Prototype Refinement: prototypes take up what an image shows of them (PGP-SAM, eq. 3 to 5)."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class PPR(nn.Module):
     """Refine the prototypes with two attentions over the image.
 
     P_hat = [P_intra, its k most similar P_inter by cosine], K*(k+1) queries;
-    W_c = softmax over positions of phi(F_I'' x F_M''), F_I'' a profile over rows, F_M'' over columns    (eq. 3, 4)
+    W_c = softmax over positions of phi(F_I'' x F_M''), a row times a column profile           (eq. 3, 4)
     W_q = softmax over positions of P_hat F_hat^T, F_hat = phi([F_I, F_M])
-    P_hat' = (a W_c + b W_q) F_hat, added to P_intra and, at the chosen places, to P_inter.               (eq. 5)
+    P_hat' = (a W_c + b W_q) F_hat, added to P_intra and, over K, to the chosen P_inter            (eq. 5)
 
     Args:
         classes: K, background included.

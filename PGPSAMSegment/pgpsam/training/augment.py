@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from monai.transforms import (
     Compose,
     Rand2DElasticd,
@@ -20,6 +19,7 @@ from monai.transforms import (
     RandShiftIntensityd,
     ResizeWithPadOrCropd,
 )
+from monai.utils import convert_to_tensor
 from torch import Tensor
 
 
@@ -55,10 +55,9 @@ class Augmenter:
     Args:
         canvas: (H, W).
         settings: None only centres the slice on the canvas.
-        seed: of the random state.
     """
 
-    def __init__(self, canvas: tuple[int, int], settings: Augmentation | None, seed: int) -> None:
+    def __init__(self, canvas: tuple[int, int], settings: Augmentation | None) -> None:
         keys = ("image", "labels")
         if settings is None:
             self.transform = Compose([ResizeWithPadOrCropd(keys, canvas, mode="constant")])
@@ -88,16 +87,21 @@ class Augmenter:
                 RandAdjustContrastd("image", gamma=s.gamma, prob=0.3),
             ]
         )
-        self.transform.set_random_state(seed)
+
+    def restart(self, seed: int) -> None:
+        """Begin a random sequence anew, so that a resumed run sees what it would have seen."""
+        self.transform.set_random_state(seed % 2**32)
 
     def __call__(self, image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """One random variation.
 
         Args:
-            image: [3, h, w], 0..1. labels: [h, w] class indices.
+            image: [1 or 3, h, w], 0..1. labels: [h, w] class indices.
 
         Returns:
             (float32 [3, H, W] in 0..1, int64 [H, W]).
         """
         made = self.transform({"image": image.float(), "labels": labels[None].float()})
-        return torch.as_tensor(made["image"]).clamp(0, 1), torch.as_tensor(made["labels"])[0].round().long()
+        # Plain tensors: MONAI's own type would slow down every later operation.
+        image, labels = convert_to_tensor(made["image"]), convert_to_tensor(made["labels"])
+        return image.clamp(0, 1).expand(3, -1, -1), labels[0].round().long()

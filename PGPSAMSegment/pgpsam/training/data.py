@@ -89,9 +89,7 @@ def read_dataset(folder: str | Path) -> Dataset:
         )
     found = {stem(p): p for p in sorted(images.iterdir()) if stem(p)}
     drawn = {stem(p): p for p in sorted(labels.iterdir()) if stem(p)}
-    cases = tuple(
-        Case(name, found[name + channel], path) for name, path in drawn.items() if name + channel in found
-    )
+    cases = tuple(Case(name, found[name + channel], path) for name, path in drawn.items() if name + channel in found)
     if not cases:
         raise UserError(f"no image in {images} has labels of the same name in {labels}")
     description = read_description(folder)
@@ -237,7 +235,8 @@ class Sample:
     """An annotated slice at the network's scale, the body box only.
 
     Attributes:
-        image: float16 [3, h, w], 0..1. labels: uint8 class indices [h, w].
+        image: float16 [3, h, w], 0..1, or [1, h, w] where the three channels are the same.
+        labels: uint8 class indices [h, w].
     """
 
     case: str
@@ -253,6 +252,8 @@ def make_samples(case: LoadedCase, indices: Sequence[int], preparation: Preparat
     frame: Frame = frame_volume(case.volume, preparation)
     count, dz = case.volume.shape[0], case.volume.spacing[2]
     wanted = [neighbours(i, count, dz, preparation) for i in indices]
+    if len(set(preparation.offsets_mm)) == 1:
+        wanted = [channels[:1] for channels in wanted]
     needed = sorted({j for channels in wanted for j in channels})
     scaled = scale_slices(case.volume, frame, preparation, needed).to(torch.float16)
     row = {index: i for i, index in enumerate(needed)}

@@ -6,12 +6,20 @@ Each has `stride`, `multiple` (a canvas's sides are multiples of it), `neck_chan
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from pgpsam.errors import UserError
+from pgpsam.network.backbones.sam_vit import vit_b, vit_h, vit_l
 from pgpsam.network.backbones.tiny_vit import TinyViT
 
-BACKBONES = {"lite_medsam": TinyViT}
+BACKBONES: dict[str, Callable[[], Any]] = {
+    "lite_medsam": TinyViT,
+    "vit_b": vit_b,
+    "vit_l": vit_l,
+    "vit_h": vit_h,
+    "medsam": vit_b,  # the same architecture, other weights
+}
 
 
 def build_backbone(name: str) -> Any:

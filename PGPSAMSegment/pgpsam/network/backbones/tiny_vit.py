@@ -2,8 +2,8 @@
 
 The same function as the packaged implementation (a test holds the two together), written for speed on CPUs
 and for adaptation: batch normalisation is folded into the convolutions (the encoder is frozen), attention is
-the fused kernel, tensors stay channels-last, and q, k and v are three Linears so that LoRA can address q and v.
-This room knows nothing of prompts, classes or training.
+the fused kernel on GPUs, tensors stay channels-last, and q, k and v are three Linears so that LoRA can
+address q and v. This room knows nothing of prompts, classes or training.
 """
 
 from __future__ import annotations
@@ -114,9 +114,7 @@ def offset_index(window: int) -> Tensor:
     """[w*w, w*w]: which learned bias belongs to a pair of tokens; pairs with equal |offset| share one."""
     points = list(itertools.product(range(window), range(window)))
     known: dict[tuple[int, int], int] = {}
-    index = [
-        known.setdefault((abs(a - c), abs(b - d)), len(known)) for a, b in points for c, d in points
-    ]
+    index = [known.setdefault((abs(a - c), abs(b - d)), len(known)) for a, b in points for c, d in points]
     return torch.tensor(index).view(window**2, window**2)
 
 
@@ -170,7 +168,11 @@ class TinyViT(nn.Module):
         for dim, depth, heads, window in zip(DIMS[1:], DEPTHS[1:], HEADS[1:], WINDOWS[1:], strict=True):
             self.stages.append(nn.Sequential(*(Block(dim, heads, window) for _ in range(depth))))
         self.merges = nn.ModuleList(
-            [PatchMerging(DIMS[0], DIMS[1], 2), PatchMerging(DIMS[1], DIMS[2], 2), PatchMerging(DIMS[2], DIMS[3], 1)]
+            [
+                PatchMerging(DIMS[0], DIMS[1], 2),
+                PatchMerging(DIMS[1], DIMS[2], 2),
+                PatchMerging(DIMS[2], DIMS[3], 1),
+            ]
         )
         self.neck = nn.Sequential(
             nn.Conv2d(DIMS[3], 256, 1, bias=False),
@@ -181,11 +183,25 @@ class TinyViT(nn.Module):
 
     def forward(self, image: Tensor) -> Features:
         x = image.contiguous(memory_format=torch.channels_last)
-        full = self.stages[0](self.patch_embed(x))
-        half = self.stages[1](self.merges[0](full))
-        shallow = self.merges[1](half)
+        full, half, shallow = self.early(x)
         deep = self.stages[3](self.merges[2](self.stages[2](shallow)))
         return Features(neck=self.neck(deep), taps=(shallow, deep), details=(full, half))
+
+    def early(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The ends of stages 0 and 1, and stage 1 merged to a quarter of the resolution.
+
+        Slice by slice on CPUs: a batch's full-resolution features would not stay in the cache.
+        """
+        if not image.is_cuda and len(image) > 1:
+            single = [self.early(one) for one in image.split(1)]
+            return (
+                torch.cat([s[0] for s in single]),
+                torch.cat([s[1] for s in single]),
+                torch.cat([s[2] for s in single]),
+            )
+        full = self.stages[0](self.patch_embed(image))
+        half = self.stages[1](self.merges[0](full))
+        return full, half, self.merges[1](half)
 
     def load_published(self, state: Mapping[str, Tensor]) -> None:
         """Take over the published checkpoint (keys `image_encoder.*`), folding every batch normalisation.
@@ -221,8 +237,20 @@ def translate(source: Mapping[str, Tensor]) -> dict[str, Tensor]:
                     fold(f"{old}.{name}", f"{new}.{name}")
                 continue
             fold(f"{old}.local_conv", f"{new}.local_conv")
-            copy(f"{old}.attn", f"{new}.attn", "norm.weight", "norm.bias", "proj.weight", "proj.bias", "attention_biases")
-            copy(f"{old}.mlp", f"{new}.mlp", *(f"{n}.{p}" for n in ("norm", "fc1", "fc2") for p in ("weight", "bias")))
+            copy(
+                f"{old}.attn",
+                f"{new}.attn",
+                "norm.weight",
+                "norm.bias",
+                "proj.weight",
+                "proj.bias",
+                "attention_biases",
+            )
+            copy(
+                f"{old}.mlp",
+                f"{new}.mlp",
+                *(f"{n}.{p}" for n in ("norm", "fc1", "fc2") for p in ("weight", "bias")),
+            )
             for part in ("weight", "bias"):
                 fused = source[f"{old}.attn.qkv.{part}"]
                 # Rows are ordered head by head, each head's q, k and v together.

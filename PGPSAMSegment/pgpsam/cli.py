@@ -1,0 +1,207 @@
+"""The command line `pgpsam`: segment, models, info, weights."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+import pgpsam
+from pgpsam.errors import UserError
+from pgpsam.labels import LabelSet
+from pgpsam.models.store import find_model, list_models, load_spec
+from pgpsam.models.weights import BASE_WEIGHTS, fetch
+from pgpsam.terminal import ProgressReporter, add_common, number, print_table, run
+from pgpsam.volume import output_extension, read_labels, read_labels_on, read_volume, write_array
+
+DEFAULT_MODEL = "abdomen-ct"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    options = build_parser().parse_args(arguments)
+    return run(options.action, options)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    parser = argparse.ArgumentParser(prog="pgpsam", description="Organ segmentation in CT without annotations.")
+    parser.add_argument("--version", action="version", version=f"pgpsam {pgpsam.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="segment | models | info | weights")
+
+    command = commands.add_parser("segment", help="segment a CT volume")
+    command.add_argument("input", metavar="IN", help="NIfTI, NRRD or MHA file, or a DICOM folder")
+    command.add_argument("-o", "--out", required=True, metavar="OUT", help="label volume on IN's own grid")
+    command.add_argument("--model", default=DEFAULT_MODEL, help=f"a model's name or folder (default: {DEFAULT_MODEL})")
+    command.add_argument("--organs", help="comma-separated names (default: all that the model knows)")
+    command.add_argument("--weights", type=Path, metavar="FILE", help="the backbone's base weights, if given by hand")
+    command.add_argument("--prompts", metavar="FILE", help="where the model looked for each organ: a label volume")
+    command.add_argument("--points", metavar="FILE", help="the prompts' peaks: Slicer markups (.mrk.json)")
+    command.add_argument("--confidence", metavar="FILE", help="confidence map, 0..1")
+    command.add_argument("--preview", metavar="FILE", help="overview picture (.png)")
+    command.add_argument("--report", metavar="FILE", help="report page (.html)")
+    command.add_argument("--reference", metavar="FILE", help="labels to compare with (prints Dice)")
+    command.add_argument("--reference-names", metavar="FILE", help='their names as JSON, {"6": "liver", ...}')
+    add_common(command)
+    command.set_defaults(action=segment)
+
+    command = commands.add_parser("models", help="list the installed models")
+    command.add_argument("--debug", action="store_true", help="show a traceback with errors")
+    command.set_defaults(action=models)
+
+    command = commands.add_parser("info", help="what a model segments, was trained on and scored")
+    command.add_argument("model")
+    command.add_argument("--debug", action="store_true", help="show a traceback with errors")
+    command.set_defaults(action=info)
+
+    weights = commands.add_parser("weights", help="base weights of the backbones").add_subparsers(required=True)
+    command = weights.add_parser("fetch", help="download and check a backbone's published weights")
+    command.add_argument("backbone", choices=sorted(BASE_WEIGHTS))
+    command.add_argument("--file", type=Path, help="take this file, given by hand, instead of downloading")
+    command.add_argument("--url", help="a mirror")
+    add_common(command)
+    command.set_defaults(action=fetch_weights)
+    return parser
+
+
+def segment(options: argparse.Namespace) -> None:
+    """`pgpsam segment`. Checks what can be checked before the work, writes only after it."""
+    check_outputs(options)
+    volume = read_volume(options.input)
+    from pgpsam.report import organ_table, overview_png, write_points, write_report
+    from pgpsam.segmenter import Segmenter
+
+    segmenter = Segmenter.load(options.model, options.device, options.weights)
+    organs = [name.strip() for name in options.organs.split(",")] if options.organs else None
+    with ProgressReporter(options.progress) as report:
+        result = segmenter.segment(volume, organs, progress=lambda s: report(s.stage, s.done, s.total, s.eta_seconds))
+    write_array(options.out, result.labels, volume, "labels", result.label_set)
+    extras: list[tuple[str | None, Callable[[str], object]]] = [
+        (options.prompts, lambda p: write_array(p, result.regions, volume, "labels", result.label_set)),
+        (options.confidence, lambda p: write_array(p, result.confidence, volume, "confidence")),
+        (options.points, lambda p: write_points(p, volume, result)),
+        (options.preview, lambda p: overview_png(volume, result, p)),
+        (options.report, lambda p: write_report(volume, result, p)),
+    ]
+    for path, write in extras:
+        if path:
+            write(path)
+    dice = agreement(options, volume, result.labels, segmenter.label_set) if options.reference else {}
+    rows = []
+    for row in organ_table(volume, result):
+        extra = [number(dice.get(row.name))] if options.reference else []
+        rows.append([row.name, number(row.ml, 1), number(row.mean_hu, 0), number(row.confidence, 2), *extra])
+    title = f"{volume.name}: {result.model} on {result.device}"
+    print_table(title, ["organ", "mL", "mean HU", "confidence"] + (["Dice"] if options.reference else []), rows)
+    print("seconds: " + ", ".join(f"{stage} {value:.1f}" for stage, value in result.seconds.items()))
+    if options.reference:
+        print_agreement(dice)
+    print(f"wrote {options.out}")
+
+
+def check_outputs(options: argparse.Namespace) -> None:
+    """Refuse output paths that could not be written, before any work.
+
+    Raises:
+        UserError: unknown extension, missing folder, or the input itself.
+    """
+    for path in (options.out, options.prompts, options.confidence):
+        if path:
+            output_extension(path)
+    for path, ending in ((options.points, ".mrk.json"), (options.preview, ".png"), (options.report, ".html")):
+        if path and not path.endswith(ending):
+            raise UserError(f"{path} does not end in {ending}")
+    for path in (
+        options.out,
+        options.prompts,
+        options.points,
+        options.confidence,
+        options.preview,
+        options.report,
+    ):
+        if path and not Path(path).absolute().parent.is_dir():
+            raise UserError(f"no such folder: {Path(path).parent}", "Make it first.")
+        if path and os.path.realpath(path) == os.path.realpath(options.input):
+            raise UserError(f"{path} is the input itself", "Give another output path.")
+
+
+def agreement(options: argparse.Namespace, volume, labels, label_set: LabelSet) -> dict[str, float]:  # type: ignore[no-untyped-def]
+    """Dice with given labels by organ name; nan where neither has the organ."""
+    reference = read_labels_on(volume, options.reference)
+    names = read_labels(options.reference)[2] or {label.id: label.name for label in label_set}
+    if options.reference_names:
+        try:
+            names = {int(i): str(n) for i, n in json.loads(Path(options.reference_names).read_text()).items()}
+        except (OSError, ValueError, AttributeError) as error:
+            raise UserError(f"cannot read {options.reference_names}: {error}") from error
+    ids = {name: identifier for identifier, name in names.items()}
+    scores = {}
+    for label in label_set:
+        ours = labels == label.id
+        theirs = reference == ids[label.name] if label.name in ids else np.zeros_like(ours)
+        total = int(ours.sum()) + int(theirs.sum())
+        scores[label.name] = 2.0 * int((ours & theirs).sum()) / total if total else float("nan")
+    return scores
+
+
+def print_agreement(dice: dict[str, float]) -> None:
+    """The mean over the organs that published tables report, where the model has them all, and over all."""
+    reported = [
+        "spleen",
+        "right kidney",
+        "left kidney",
+        "gallbladder",
+        "liver",
+        "stomach",
+        "aorta",
+        "pancreas",
+    ]
+    if all(name in dice for name in reported):
+        mean = np.nanmean([dice[name] for name in reported])
+        print(f"agreement with the reference: mean Dice {mean:.3f} of the eight organs of published tables")
+    print(f"agreement with the reference: mean Dice {np.nanmean(list(dice.values())):.3f} of all organs")
+
+
+def models(_: argparse.Namespace) -> None:
+    """`pgpsam models`."""
+    rows = []
+    for path, spec in list_models():
+        if isinstance(spec, UserError):
+            rows.append([path.name, "damaged", str(spec), str(path)])
+        else:
+            rows.append([spec.name, spec.method, f"{len(spec.labels)} organs, {spec.backbone}", str(path)])
+    print_table("models", ["name", "method", "what", "folder"], rows)
+
+
+def info(options: argparse.Namespace) -> None:
+    """`pgpsam info MODEL`."""
+    folder = find_model(options.model)
+    spec = load_spec(folder)
+    print(f"{spec.name}: {spec.description or 'no description'}")
+    print(f"method {spec.method} on {spec.backbone}, in {folder}")
+    print("organs: " + ", ".join(spec.labels.names))
+    print("training: " + json.dumps(spec.training))
+    summary = spec.scores.get("summary")
+    if summary:
+        print(f"scores on {', '.join(spec.scores['split'])}, which it was not trained on:")
+        print_table(
+            "held-out cases",
+            ["organ", "Dice", "HD95 mm"],
+            [[o["organ"], number(o["dice"]), number(o["hd95_mm"], 1)] for o in summary["organs"]],
+        )
+
+
+def fetch_weights(options: argparse.Namespace) -> None:
+    """`pgpsam weights fetch BACKBONE`."""
+    with ProgressReporter(options.progress) as report:
+        path = fetch(
+            options.backbone,
+            file=options.file,
+            url=options.url,
+            progress=lambda done, total: report("downloading", done, total, 0.0),
+        )
+    print(f"{options.backbone}: {path}")

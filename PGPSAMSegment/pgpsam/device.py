@@ -1,0 +1,34 @@
+"""Which device computes, and in which precision."""
+
+from __future__ import annotations
+
+import torch
+
+from pgpsam.errors import UserError
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """'auto' -> the first CUDA device, Apple's, or the CPU; otherwise the named one.
+
+    Raises:
+        UserError: no such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"unknown device '{name}'", "Choose auto, cpu, cuda, cuda:N or mps.") from error
+    present = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if device.type not in present or (device.index or 0) >= present[device.type]:
+        raise UserError(f"device {name} is not available on this computer", "Use --device auto or cpu.")
+    return device
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """bfloat16 where the device multiplies it in hardware; emulated it is slower than float32."""
+    if device.type == "cpu":
+        fast = torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    else:
+        fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return torch.autocast(device.type, torch.bfloat16, enabled=fast)

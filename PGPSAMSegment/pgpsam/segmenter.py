@@ -1,0 +1,209 @@
+"""Segmenter: a volume in, a Segmentation out; slice by slice, in batches, with progress and cancel.
+
+The only room that joins geometry, network and clean-up. It reads no files but model folders and writes none.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pgpsam.device import autocast, choose_device
+from pgpsam.errors import Cancelled, UserError
+from pgpsam.labels import LabelSet
+from pgpsam.models.store import ModelSpec, find_model, load_model
+from pgpsam.models.weights import load_state, locate
+from pgpsam.network.lora import put_tensors
+from pgpsam.network.methods import Output, SegmentationNetwork, build_network
+from pgpsam.postprocess import keep_components
+from pgpsam.prompts import peak_points, region_labels
+from pgpsam.segmentation import Segmentation
+from pgpsam.slices import Frame, Preparation, body_mask, box_scores, frame_volume, network_input
+from pgpsam.volume import Volume
+
+BATCH = {"cpu": 2, "cuda": 16, "mps": 4}
+BODY_SHARE = 0.01
+
+
+@dataclass(frozen=True)
+class Step:
+    """Progress: `done` of `total` in a stage, and the stage's estimated seconds left."""
+
+    stage: str
+    done: int
+    total: int
+    eta_seconds: float
+
+
+class Segmenter:
+    """A model ready to segment volumes.
+
+    Args:
+        network: a method's network with its trained weights.
+        label_set: what class index 1..N means.
+        preparation: how slices become the network's input.
+        name: what results say of the model.
+        device: 'auto', 'cpu', 'cuda', 'cuda:N' or 'mps'.
+
+    Raises:
+        UserError: no such device.
+    """
+
+    def __init__(
+        self,
+        network: SegmentationNetwork,
+        label_set: LabelSet,
+        preparation: Preparation,
+        name: str,
+        device: str = "auto",
+    ) -> None:
+        self.device = choose_device(device)
+        self.network = network.to(self.device).to(memory_format=torch.channels_last).eval()
+        self.label_set, self.preparation, self.name = label_set, preparation, name
+        self.batch = BATCH[self.device.type]
+
+    @classmethod
+    def load(cls, model: str | Path, device: str = "auto", weights: Path | None = None) -> Segmenter:
+        """Read a model folder and its backbone's base weights.
+
+        Args:
+            model: a model folder or the name of an installed one.
+            weights: the backbone's base weights, where they lie in a file of the user's.
+
+        Raises:
+            UserError: no such model, a damaged one, or missing base weights.
+        """
+        folder = find_model(str(model))
+        spec, tensors = load_model(folder)
+        return cls(restore_network(spec, tensors, weights), spec.labels, preparation_of(spec), spec.name, device)
+
+    @torch.inference_mode()
+    def segment(
+        self,
+        volume: Volume,
+        organs: Sequence[str] | None = None,
+        *,
+        progress: Callable[[Step], None] | None = None,
+        cancelled: Callable[[], bool] | None = None,
+        partial: Callable[[NDArray[np.uint8], int], None] | None = None,
+        clean: bool = True,
+    ) -> Segmentation:
+        """Segment every slice of a volume.
+
+        Args:
+            volume: the CT.
+            organs: names to look for; None for all that the model knows.
+            progress: called after every batch and at each stage.
+            cancelled: asked before every batch.
+            partial: called after every batch with the label volume so far, uint8 [z, y, x], and the number of
+                finished slices.
+            clean: keep one component of each organ that is one.
+
+        Raises:
+            UserError: an organ that the model does not know, or not enough memory for a single slice.
+            Cancelled: `cancelled` said so.
+        """
+        wanted = self.label_set.select(organs)
+        seconds: dict[str, float] = {}
+        started = time.monotonic()
+        frame = frame_volume(volume, self.preparation)
+        depth, height, width = volume.shape
+        labels = np.zeros((depth, height, width), np.uint8)
+        confidence = np.ones((depth, height, width), np.float32)
+        regions = np.zeros((depth, height, width), np.uint8)
+        attention: dict[int, torch.Tensor] = {}
+        lookup = torch.zeros(len(self.label_set) + 1, dtype=torch.uint8)
+        for index, label in enumerate(self.label_set, start=1):
+            lookup[index] = label.id if label.id in wanted.ids else 0
+        ids = torch.tensor(self.label_set.ids)
+        todo = np.flatnonzero(body_mask(volume.array).mean((1, 2)) >= BODY_SHARE).tolist()
+        seconds["prepare"] = time.monotonic() - started
+
+        started = time.monotonic()
+        y0, y1, x0, x1 = frame.box
+        done = 0
+        for indices, output in self._outputs(volume, frame, todo, cancelled):
+            for i, z in enumerate(indices):
+                share = box_scores(output.logits[i : i + 1], frame)[0].softmax(0)
+                best, winner = share.max(0)
+                labels[z, y0:y1, x0:x1] = lookup[winner.cpu()].numpy()
+                confidence[z, y0:y1, x0:x1] = best.cpu().numpy()
+                if output.attention is not None:
+                    attention[z] = output.attention[i, 1:].float().cpu()
+            done += len(indices)
+            if partial:
+                partial(labels, done)
+            if progress:
+                spent = time.monotonic() - started
+                progress(Step("slices", done, len(todo), spent / done * (len(todo) - done)))
+        seconds["slices"] = time.monotonic() - started
+
+        started = time.monotonic()
+        if clean:
+            labels = keep_components(labels, wanted, volume.spacing)
+        for z, one in attention.items():
+            found = np.isin(self.label_set.ids, labels[z])
+            regions[z, y0:y1, x0:x1] = region_labels(one, torch.from_numpy(found), ids, frame).numpy()
+        points = peak_points(attention, labels, self.label_set, frame, volume.spacing[2])
+        seconds["clean up"] = time.monotonic() - started
+        return Segmentation(labels, confidence, regions, points, seconds, str(self.device), self.name, wanted)
+
+    def _outputs(
+        self, volume: Volume, frame: Frame, todo: Sequence[int], cancelled: Callable[[], bool] | None
+    ) -> Iterator[tuple[Sequence[int], Output]]:
+        """The network's output batch by batch; a batch that does not fit in memory is halved and stays so."""
+        start = 0
+        while start < len(todo):
+            if cancelled and cancelled():
+                raise Cancelled("cancelled while segmenting")
+            indices = todo[start : start + self.batch]
+            try:
+                image = network_input(volume, frame, self.preparation, indices).to(self.device)
+                with autocast(self.device):
+                    output = self.network(image)
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not is_memory_error(error):
+                    raise
+                if self.batch == 1:
+                    raise UserError(
+                        f"not enough memory on {self.device} for one slice",
+                        "Close other programs, or use --device cpu.",
+                    ) from error
+                self.batch = max(1, min(self.batch, len(indices)) // 2)
+                if self.device.type == "cuda":
+                    torch.cuda.empty_cache()
+                continue
+            yield indices, output
+            start += len(indices)
+
+
+def is_memory_error(error: BaseException) -> bool:
+    """Whether torch or Python ran out of memory; the CPU's allocator raises a plain RuntimeError."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "not enough memory" in str(error)
+
+
+def preparation_of(spec: ModelSpec) -> Preparation:
+    return Preparation.from_json(spec.preparation)
+
+
+def restore_network(
+    spec: ModelSpec, tensors: dict[str, torch.Tensor], weights: Path | None = None
+) -> SegmentationNetwork:
+    """Base weights plus an adapter's tensors.
+
+    Raises:
+        UserError: the base weights are missing or others than the model was trained on, or the adapter does not
+            fit the method.
+    """
+    path = locate(spec.backbone, weights)
+    network = build_network(
+        spec.method, spec.backbone, len(spec.labels) + 1, spec.settings, load_state(path, spec.backbone)
+    )
+    put_tensors(network, tensors, spec.name)
+    return network

@@ -1,0 +1,105 @@
+"""What all command lines share: exit codes, one clear line for errors, progress on the terminal."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+from rich.table import Table
+
+from pgpsam.errors import Cancelled, UserError
+
+console = Console(stderr=True)
+
+
+def run(main: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> int:
+    """Exit code of a command: 0; 2 and one line for what the user can mend; 130 on cancel.
+
+    `--debug` shows the traceback as well.
+    """
+    try:
+        main(options)
+    except UserError as error:
+        if options.debug:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (KeyboardInterrupt, Cancelled) as stop:
+        print(f"cancelled{f': {stop}' if str(stop) else ''}", file=sys.stderr)
+        return 130
+    return 0
+
+
+class ProgressReporter:
+    """Progress as a bar, as JSON lines on standard error, or not at all.
+
+    Args:
+        kind: 'bar', 'json' or 'none'.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.bars: RichProgress | None = None
+        self.tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> ProgressReporter:
+        if self.kind == "bar":
+            self.bars = RichProgress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=console,
+            )
+            self.bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bars:
+            self.bars.stop()
+
+    def __call__(self, stage: str, done: int, total: int, eta_seconds: float, note: str = "") -> None:
+        if self.kind == "json":
+            values = {
+                "stage": stage,
+                "done": done,
+                "total": total,
+                "eta_s": round(eta_seconds, 1),
+                "note": note,
+            }
+            print(json.dumps(values), file=sys.stderr, flush=True)
+        elif self.bars:
+            if stage not in self.tasks:
+                self.tasks[stage] = self.bars.add_task(stage, total=total, note="")
+            self.bars.update(self.tasks[stage], completed=done, total=total, note=note)
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """--device, --progress and --debug."""
+    parser.add_argument("--device", default="auto", help="auto, cuda, cuda:1, mps or cpu (default: auto)")
+    kinds = ("bar", "json", "none")
+    parser.add_argument("--progress", choices=kinds, default="bar", help="how progress is shown (default: bar)")
+    parser.add_argument("--debug", action="store_true", help="show a traceback with errors")
+
+
+def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """A table on standard output; the first column is text, the others are numbers."""
+    table = Table(title=title)
+    for i, name in enumerate(columns):
+        table.add_column(name, justify="left" if i == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A figure for a table; a dash where there is none."""
+    return "-" if value is None or value != value else f"{value:.{digits}f}"

@@ -1,0 +1,154 @@
+"""The command lines of `Training/`: arguments in, calls of `training.run`, tables out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pgpsam.errors import UserError
+from pgpsam.network.methods import METHODS
+from pgpsam.slices import Preparation
+from pgpsam.terminal import ProgressReporter, add_common, number, print_table, run
+from pgpsam.training.finetune import TrainingSettings
+from pgpsam.training.recipes import recipe
+from pgpsam.training.run import SliceChoice, evaluate, train_on_dataset
+
+
+def finetune_main(arguments: Sequence[str] | None = None) -> int:
+    """`Training/finetune.py`."""
+    parser = argparse.ArgumentParser(prog="finetune.py", description="Adapt a method to annotated slices.")
+    parser.add_argument("--data", type=Path, required=True, help="data set: images/ and labels/, or nnU-Net raw")
+    parser.add_argument("--out", type=Path, required=True, help="model folder to write")
+    parser.add_argument("--method", choices=sorted(METHODS), default="pgp")
+    parser.add_argument("--backbone", default="lite_medsam")
+    which = parser.add_argument_group("slices (default: every annotated one)")
+    which.add_argument("--slices", type=Path, help="CSV with the columns case, slice")
+    which.add_argument("--fraction", type=float, help="share of the annotated slices, at random")
+    which.add_argument("--shots", type=int, help="number of organ-bearing slices in all, at random")
+    which.add_argument(
+        "--fully-annotated", action="store_true", help="slices without labels are background, not unannotated"
+    )
+    parser.add_argument("--hold-out", nargs="*", metavar="CASE", help="cases to keep for scoring (none: no names)")
+    parser.add_argument("--start-from", metavar="MODEL", help="a trained model with the same organs to go on from")
+    parser.add_argument("--iterations", type=int, help="optimiser steps (default: the recipe's)")
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="a setting of the run or method")
+    parser.add_argument("--name", default="", help="the model's name (default: the folder's)")
+    parser.add_argument("--description", default="", help="a line about the model")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resume", action="store_true", help="go on with a stopped run in --out")
+    add_common(parser)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = parser.parse_args(given)
+    options.command = shlex.join(["python", "Training/finetune.py", *given])
+    return run(_finetune, options)
+
+
+def _finetune(options: argparse.Namespace) -> None:
+    settings = apply(recipe(options.method), parse_settings(options.set))
+    settings = replace(settings, backbone=options.backbone, seed=options.seed, start_from=options.start_from or "")
+    if options.iterations:
+        settings = replace(settings, iterations=options.iterations)
+    choice = SliceChoice(options.slices, options.fraction, options.shots, options.fully_annotated)
+    with ProgressReporter(options.progress) as report:
+        summary = train_on_dataset(
+            options.data,
+            options.out,
+            settings,
+            choice,
+            name=options.name,
+            description=options.description,
+            hold_out=options.hold_out,
+            device=options.device,
+            resume=options.resume,
+            command=options.command,
+            progress=lambda p: report("training", p.iteration, p.iterations, p.eta_seconds, f"loss {p.loss:.3f}"),
+            scoring=lambda case, step: report(f"scoring {case}", step.done, step.total, step.eta_seconds),
+        )
+    print(f"model written to {options.out}")
+    if summary:
+        print_summary(summary, f"{options.out.name}: held-out cases, all slices")
+
+
+def evaluate_main(arguments: Sequence[str] | None = None) -> int:
+    """`Training/evaluate.py`."""
+    parser = argparse.ArgumentParser(prog="evaluate.py", description="Dice, HD95 (mm) and NSD on whole volumes.")
+    parser.add_argument("--model", required=True, help="a model folder or the name of an installed model")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="folder for scores.csv, scores.json, scores.html")
+    parser.add_argument("--cases", nargs="+", metavar="CASE", help="default: the data set's validation cases")
+    parser.add_argument("--no-clean-up", action="store_true", help="score without keeping largest components")
+    add_common(parser)
+    return run(_evaluate, parser.parse_args(arguments))
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    with ProgressReporter(options.progress) as report:
+        summary = evaluate(
+            options.model,
+            options.data,
+            options.out,
+            cases=options.cases,
+            device=options.device,
+            clean=not options.no_clean_up,
+            progress=lambda case, step: report(case, step.done, step.total, step.eta_seconds),
+        )
+    print_summary(summary, f"{options.model}, all slices")
+
+
+def print_summary(summary: dict[str, Any], title: str) -> None:
+    """Organ means and their mean over the reported organs and over all."""
+    rows = [
+        [o["organ"], number(o["dice"]), number(o["hd95_mm"], 1), number(o["nsd"]), str(o["missed"])]
+        for o in summary["organs"]
+    ]
+    for key, text in (("reported", "mean of the reported organs"), ("all", "mean of all organs")):
+        mean = summary[key]
+        rows.append([text, number(mean["dice"]), number(mean["hd95_mm"], 1), number(mean["nsd"]), str(mean["missed"])])
+    print_table(title, ["organ", "Dice", "HD95 mm", "NSD 2 mm", "missed"], rows)
+
+
+def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
+    """['alpha=4', 'cfm=false'] -> {'alpha': 4, 'cfm': False}; values are JSON, or text where they are not.
+
+    Raises:
+        UserError: a pair without '='.
+    """
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        name, sign, value = pair.partition("=")
+        if not sign:
+            raise UserError(f"--set {pair}: expected NAME=VALUE")
+        try:
+            values[name] = json.loads(value)
+        except json.JSONDecodeError:
+            values[name] = value
+    return values
+
+
+def apply(settings: TrainingSettings, values: dict[str, Any]) -> TrainingSettings:
+    """Put `values` where they belong: the run's own settings, its preparation, or the method's.
+
+    Raises:
+        UserError: a preparation that is out of range. Method settings are checked when the network is built.
+    """
+    run_values: dict[str, Any] = {}
+    preparation = settings.preparation.to_json()
+    method = dict(settings.settings)
+    for name, value in values.items():
+        if name in preparation:
+            preparation[name] = value
+        elif name == "augmentation":
+            if value is not False:
+                raise UserError("--set augmentation=false turns augmentation off; it has no other value")
+            run_values[name] = None
+        elif name in TrainingSettings.__dataclass_fields__:
+            run_values[name] = tuple(value) if isinstance(value, list) else value
+        else:
+            method[name] = value
+    return replace(settings, **run_values, settings=method, preparation=Preparation.from_json(preparation))

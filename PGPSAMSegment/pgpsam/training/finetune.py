@@ -1,0 +1,401 @@
+"""Adapt a method to annotated slices: one loop, read from top to bottom.
+
+    prepare slices -> build the network on its base weights -> start prototypes from the slices -> iterate
+    (sample, augment, loss, step, average) -> save the averaged weights as a model folder
+
+A run can be stopped at any time and resumed: every few minutes its whole state goes to `training.pt` in the output
+folder, which the finished model replaces. This room knows no user interface, only a progress callback.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import pgpsam
+from pgpsam.device import autocast, choose_device
+from pgpsam.errors import Cancelled, UserError
+from pgpsam.labels import LabelSet
+from pgpsam.models.store import SCHEMA_VERSION, ModelSpec, find_model, load_model, save_model
+from pgpsam.models.weights import BASE_WEIGHTS, load_state, locate
+from pgpsam.network.features import Features
+from pgpsam.network.lora import put_tensors, trained_tensors
+from pgpsam.network.methods import SegmentationNetwork, build_network, make_settings
+from pgpsam.network.prototypes import coarse_labels
+from pgpsam.slices import Preparation
+from pgpsam.training.augment import Augmentation, Augmenter
+from pgpsam.training.data import Sample
+from pgpsam.training.losses import total_loss
+
+CHECKPOINT = "training.pt"
+CURVES = "curves.csv"
+CHECKPOINT_SECONDS = 180.0
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """Everything that decides a run besides its data.
+
+    Attributes:
+        method, backbone, settings: what is trained; `settings` over the method's defaults.
+        iterations: optimiser steps. batch: slices a step.
+        lr: peak learning rate of new parts; `published_lr` of parts that start from SAM's decoder.
+        weight_decay, warmup: of AdamW (0.9, 0.999) and its linear warm-up in iterations; cosine to 1e-6 after it.
+        final_weight: (first, last) share of the last pass in the loss, linear over the run.
+        average: decay of the exponential moving average of the weights that is saved; 0 saves the last ones.
+        empty_share: largest share of slices without organs in what is sampled.
+        canvas: (H, W) in training. augmentation: None for none.
+        preparation: how slices become inputs.
+        start_from: a trained model with the same method and organs, whose weights are the start.
+    """
+
+    method: str = "pgp"
+    backbone: str = "lite_medsam"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    iterations: int = 450
+    batch: int = 4
+    lr: float = 1e-3
+    published_lr: float = 3e-4
+    weight_decay: float = 0.1
+    warmup: int = 40
+    final_weight: tuple[float, float] = (0.6, 0.98)
+    average: float = 0.98
+    empty_share: float = 0.15
+    canvas: tuple[int, int] = (168, 168)
+    augmentation: Augmentation | None = field(default_factory=Augmentation)
+    preparation: Preparation = field(default_factory=Preparation)
+    seed: int = 0
+    start_from: str = ""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One step's news. Losses are running means."""
+
+    iteration: int
+    iterations: int
+    loss: float
+    seconds: float
+    eta_seconds: float
+
+
+class Sampler:
+    """Endless random order over the samples: every slice once a round, empty slices no more than their share."""
+
+    def __init__(self, samples: Sequence[Sample], empty_share: float, seed: int) -> None:
+        self.random = np.random.default_rng(seed)
+        self.filled = [i for i, s in enumerate(samples) if s.labels.any()]
+        self.empty = [i for i, s in enumerate(samples) if not s.labels.any()]
+        if not self.filled:
+            raise UserError("none of the annotated slices shows an organ")
+        self.empty_each = min(len(self.empty), round(len(self.filled) * empty_share / (1 - empty_share)))
+        self.queue: list[int] = []
+
+    def next(self, count: int) -> list[int]:
+        while len(self.queue) < count:
+            chosen = self.random.choice(self.empty, self.empty_each, replace=False).tolist() if self.empty_each else []
+            self.queue += self.random.permutation([*self.filled, *chosen]).tolist()
+        taken, self.queue = self.queue[:count], self.queue[count:]
+        return taken
+
+
+def learning_rate(iteration: int, settings: TrainingSettings) -> float:
+    """Factor on the peak rate: linear warm-up, then a cosine to almost nothing."""
+    if iteration < settings.warmup:
+        return (iteration + 1) / settings.warmup
+    done = (iteration - settings.warmup) / max(1, settings.iterations - settings.warmup)
+    return max(1e-3, 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def make_optimizer(network: SegmentationNetwork, settings: TrainingSettings) -> torch.optim.AdamW:
+    """AdamW with a lower rate for SAM's own decoder and no decay on vectors, prototypes and temperatures."""
+    groups: dict[tuple[float, float], list[Tensor]] = {}
+    for name, value in network.named_parameters():
+        if not value.requires_grad:
+            continue
+        lr = settings.published_lr if name.startswith("decoder.transformer") else settings.lr
+        decay = settings.weight_decay if value.ndim > 1 and "prototypes" not in name else 0.0
+        groups.setdefault((lr, decay), []).append(value)
+    return torch.optim.AdamW(
+        [{"params": p, "lr": lr, "peak": lr, "weight_decay": decay} for (lr, decay), p in groups.items()],
+        betas=(0.9, 0.999),
+    )
+
+
+def network_classes(label_set: LabelSet) -> int:
+    return len(label_set) + 1
+
+
+def take_over(network: SegmentationNetwork, settings: TrainingSettings, label_set: LabelSet) -> None:
+    """Start from a trained model.
+
+    Raises:
+        UserError: it has another method, backbone, settings or organs.
+    """
+    spec, tensors = load_model(find_model(settings.start_from))
+    ours = asdict(make_settings(settings.method, settings.settings))
+    for what, theirs, own in (
+        ("method", spec.method, settings.method),
+        ("backbone", spec.backbone, settings.backbone),
+        ("method settings", spec.settings, ours),
+        ("organs", spec.labels.names, label_set.names),
+        ("preparation", Preparation.from_json(spec.preparation), settings.preparation),
+    ):
+        if theirs != own:
+            raise UserError(f"cannot start from {settings.start_from}: its {what} is {theirs}, not {own}")
+    put_tensors(network, tensors, spec.name)
+
+
+@torch.no_grad()
+def start_prototypes(network: SegmentationNetwork, samples: Sequence[Sample], settings: TrainingSettings) -> None:
+    """Show the network up to 32 annotated slices, so that prototypes start at the classes' own features."""
+    centre = Augmenter(settings.canvas, None)
+    filled = [s for s in samples if s.labels.any()]
+    some = [filled[i] for i in np.linspace(0, len(filled) - 1, min(32, len(filled))).astype(int)]
+    necks, labels = [], []
+    for sample in some:
+        image, label = centre(sample.image, sample.labels)
+        with autocast(next(network.parameters()).device):
+            features = network.encoder(image[None].to(next(network.parameters()).device))
+        necks.append(features.neck.float())
+        labels.append(coarse_labels(label[None].to(features.neck.device), *features.neck.shape[-2:]))
+    network.start_from_support(torch.cat(necks), torch.cat(labels))
+
+
+class Average:
+    """Exponential moving average of the trained tensors, with a warm-up so that the start is forgotten."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], decay: float) -> None:
+        self.decay, self.steps = decay, 0
+        self.tensors = {name: value.clone() for name, value in tensors.items()}
+
+    @torch.no_grad()
+    def update(self, tensors: Mapping[str, Tensor]) -> None:
+        self.steps += 1
+        decay = min(self.decay, self.steps / (self.steps + 10))
+        for name, value in tensors.items():
+            self.tensors[name].lerp_(value, 1 - decay)
+
+
+class FeatureCache:
+    """Encoded slices of a frozen encoder without augmentation: each is encoded once."""
+
+    def __init__(self, network: SegmentationNetwork) -> None:
+        self.network = network
+        self.known: dict[int, Features] = {}
+
+    @torch.no_grad()
+    def __call__(self, indices: Sequence[int], images: Tensor) -> Features:
+        for index, image in zip(indices, images, strict=True):
+            if index not in self.known:
+                with autocast(image.device):
+                    neck = self.network.encoder(image[None]).neck
+                self.known[index] = Features(neck.half(), (neck[:, :0], neck[:, :0]))
+        necks = torch.cat([self.known[i].neck for i in indices]).float()
+        return Features(necks, (necks[:, :0], necks[:, :0]))
+
+
+def finetune(
+    samples: Sequence[Sample],
+    label_set: LabelSet,
+    settings: TrainingSettings,
+    out: str | Path,
+    *,
+    name: str,
+    description: str = "",
+    provenance: Mapping[str, Any] | None = None,
+    device: str = "auto",
+    resume: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
+) -> Path:
+    """Train on annotated slices and write a model folder.
+
+    Args:
+        samples: from `data.make_samples`, with `settings.preparation`.
+        label_set: what class index 1..N means.
+        out: the model folder; made whole at the end, with curves.csv beside the model.
+        name, description, provenance: go into model.json.
+        resume: continue from the state that a stopped run left in `out`.
+        progress, cancelled: called at every iteration.
+
+    Returns:
+        The model folder.
+
+    Raises:
+        UserError: no usable samples, unknown method or device, or a checkpoint of another run.
+        Cancelled: `cancelled` said so; the state for `resume` was saved.
+    """
+    out, where = Path(out), choose_device(device)
+    torch.manual_seed(settings.seed)
+    base = BASE_WEIGHTS.get(settings.backbone)
+    if base is None:
+        raise UserError(f"unknown backbone '{settings.backbone}'", f"Choose one of {', '.join(BASE_WEIGHTS)}.")
+    state = load_state(locate(settings.backbone), settings.backbone)
+    network = (
+        build_network(settings.method, settings.backbone, network_classes(label_set), settings.settings, state)
+        .to(where)
+        .to(memory_format=torch.channels_last)
+    )
+    if settings.start_from:
+        take_over(network, settings, label_set)
+    elif not resume:
+        start_prototypes(network, samples, settings)
+    optimizer = make_optimizer(network, settings)
+    sampler = Sampler(samples, settings.empty_share, settings.seed)
+    augmenter = Augmenter(settings.canvas, settings.augmentation)
+    frozen = not any(p.requires_grad for p in network.encoder.parameters())
+    cache = FeatureCache(network) if frozen and settings.augmentation is None else None
+    average = Average(trained_tensors(network), settings.average)
+    out.mkdir(parents=True, exist_ok=True)
+    first, spent = 0, 0.0
+    if resume:
+        first, spent = load_checkpoint(out, network, optimizer, average, settings)
+        sampler.next(first * settings.batch)  # the slices that were already seen
+    started = saved = time.monotonic()
+    mean_loss = float("nan")
+    curves = Curves(out / CURVES, append=resume)
+    network.train()
+    for iteration in range(first, settings.iterations):
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * learning_rate(iteration, settings)
+        indices = sampler.next(settings.batch)
+        augmenter.restart(settings.seed * 1_000_003 + iteration)
+        pairs = [augmenter(samples[i].image, samples[i].labels) for i in indices]
+        images = torch.stack([p[0] for p in pairs]).to(where, memory_format=torch.channels_last)
+        labels = torch.stack([p[1] for p in pairs]).to(where)
+        with autocast(where):
+            output = network.decode(cache(indices, images), settings.canvas) if cache else network(images)
+        low, high = settings.final_weight
+        loss = total_loss(output, labels, low + (high - low) * iteration / settings.iterations)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_([p for p in network.parameters() if p.requires_grad], 1.0)
+        optimizer.step()
+        average.update(trained_tensors(network))
+
+        mean_loss = loss.item() if math.isnan(mean_loss) else 0.95 * mean_loss + 0.05 * loss.item()
+        if not math.isfinite(mean_loss):
+            raise UserError(f"the loss became {mean_loss} at iteration {iteration}", "Train with a lower rate.")
+        seconds = time.monotonic() - started
+        eta = seconds / (iteration + 1 - first) * (settings.iterations - iteration - 1)
+        curves.add(iteration + 1, loss.item(), mean_loss, optimizer.param_groups[0]["lr"], spent + seconds)
+        if progress:
+            progress(Progress(iteration + 1, settings.iterations, mean_loss, spent + seconds, eta))
+        stop = cancelled is not None and cancelled()
+        if stop or time.monotonic() - saved > CHECKPOINT_SECONDS:
+            save_checkpoint(out, network, optimizer, average, settings, iteration + 1, spent + seconds)
+            saved = time.monotonic()
+        if stop:
+            raise Cancelled(f"stopped at iteration {iteration + 1}; --resume continues")
+    tensors = average.tensors if settings.average else trained_tensors(network)
+    spec = ModelSpec(
+        schema_version=SCHEMA_VERSION,
+        name=name,
+        description=description,
+        backbone=settings.backbone,
+        backbone_sha256=base.sha256,
+        method=settings.method,
+        settings=asdict(make_settings(settings.method, settings.settings)),
+        preparation=settings.preparation.to_json(),
+        labels=label_set,
+        training={**describe(settings), **describe_samples(samples), **(provenance or {})},
+        scores={},
+    )
+    save_model(out, spec, {key: value.to(torch.float16) for key, value in tensors.items()})
+    (out / CHECKPOINT).unlink(missing_ok=True)
+    return out
+
+
+def describe(settings: TrainingSettings) -> dict[str, Any]:
+    """The run's settings as JSON values, without what model.json says elsewhere."""
+    values = asdict(replace(settings, settings={}))
+    for key in ("settings", "method", "backbone", "preparation"):
+        del values[key]
+    return {**values, "code_version": pgpsam.__version__}
+
+
+def describe_samples(samples: Sequence[Sample]) -> dict[str, Any]:
+    return {
+        "cases": sorted({s.case for s in samples}),
+        "slices": len(samples),
+        "slices_with_organs": sum(bool(s.labels.any()) for s in samples),
+    }
+
+
+class Curves:
+    """The run's losses as a CSV that grows by a line an iteration."""
+
+    def __init__(self, path: Path, append: bool) -> None:
+        self.path = path
+        if not append or not path.exists():
+            path.write_text("iteration,loss,mean_loss,lr,seconds\n", encoding="utf-8")
+
+    def add(self, *values: float) -> None:
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerow([f"{v:.6g}" for v in values])
+
+
+def save_checkpoint(
+    out: Path,
+    network: SegmentationNetwork,
+    optimizer: torch.optim.Optimizer,
+    average: Average,
+    settings: TrainingSettings,
+    iteration: int,
+    seconds: float,
+) -> None:
+    """The whole state of a run, whole or not at all."""
+    part = out / (CHECKPOINT + ".part")
+    torch.save(
+        {
+            "run": repr(settings),
+            "iteration": iteration,
+            "seconds": seconds,
+            "trained": trained_tensors(network),
+            "average": average.tensors,
+            "steps": average.steps,
+            "optimizer": optimizer.state_dict(),
+        },
+        part,
+    )
+    os.replace(part, out / CHECKPOINT)
+
+
+def load_checkpoint(
+    out: Path,
+    network: SegmentationNetwork,
+    optimizer: torch.optim.Optimizer,
+    average: Average,
+    settings: TrainingSettings,
+) -> tuple[int, float]:
+    """Put a stopped run's state back; returns (iteration, seconds spent).
+
+    Raises:
+        UserError: no checkpoint, an unreadable one, or one of a run with other settings.
+    """
+    path = out / CHECKPOINT
+    if not path.is_file():
+        raise UserError(f"nothing to resume: {path} does not exist", "Start without --resume.")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"{path} is damaged: {error}", "Start without --resume.") from error
+    if state["run"] != repr(settings):
+        raise UserError(f"{path} belongs to a run with other settings", "Give the same settings, or start anew.")
+    network.load_state_dict(state["trained"], strict=False)
+    optimizer.load_state_dict(state["optimizer"])
+    average.steps = state["steps"]
+    for name, value in state["average"].items():
+        average.tensors[name].copy_(value)
+    return state["iteration"], state["seconds"]

@@ -1,0 +1,236 @@
+"""From a data set on disk to a scored model folder: choose slices by patient, train, score held-out volumes.
+
+What `Training/finetune.py` calls, and Slicer through the worker. Cases are never split: a patient's slices are all
+trained on or all held out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pgpsam.errors import UserError
+from pgpsam.models.store import load_model, save_model
+from pgpsam.segmenter import Segmenter, Step
+from pgpsam.training.data import (
+    Case,
+    Dataset,
+    LoadedCase,
+    Sample,
+    annotated_slices,
+    load_case,
+    make_samples,
+    read_dataset,
+    read_slice_list,
+)
+from pgpsam.training.finetune import Progress, TrainingSettings, finetune
+from pgpsam.training.metrics import OrganScore, organ_scores, write_scores
+
+
+@dataclass(frozen=True)
+class SliceChoice:
+    """Which annotated slices to train on; at most one of the three.
+
+    Attributes:
+        listed: a CSV with the columns case, slice.
+        fraction: of all annotated slices, at random.
+        shots: a number of organ-bearing slices in all, at random.
+        fully_annotated: slices without organs are background, not unannotated.
+    """
+
+    listed: Path | None = None
+    fraction: float | None = None
+    shots: int | None = None
+    fully_annotated: bool = False
+
+    def __post_init__(self) -> None:
+        if sum(v is not None for v in (self.listed, self.fraction, self.shots)) > 1:
+            raise UserError("choose slices by a list, a fraction or a number, not by several of them")
+        if self.fraction is not None and not 0 < self.fraction <= 1:
+            raise UserError(f"--fraction {self.fraction} is not between 0 and 1")
+        if self.shots is not None and self.shots < 1:
+            raise UserError(f"--shots {self.shots} is not a positive number")
+
+    @property
+    def text(self) -> str:
+        if self.listed:
+            return f"slices of {self.listed.name}"
+        if self.shots:
+            return f"{self.shots} slices"
+        return f"{self.fraction:.0%} of the slices" if self.fraction else "all annotated slices"
+
+
+def split_cases(dataset: Dataset, hold_out: Sequence[str] | None) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
+    """(training cases, held-out cases).
+
+    Args:
+        hold_out: case names; None for what the data set suggests; empty for none.
+    """
+    held = dataset.select(dataset.validation if hold_out is None else hold_out)
+    training = tuple(case for case in dataset.cases if case not in held)
+    if not training:
+        raise UserError(f"{dataset.folder}: every case is held out, none is left to train on")
+    return training, held
+
+
+def choose_samples(
+    dataset: Dataset, cases: Sequence[Case], choice: SliceChoice, settings: TrainingSettings
+) -> list[Sample]:
+    """Read the training cases and prepare the chosen slices.
+
+    Raises:
+        UserError: unreadable cases, or a list that names no slice of them.
+    """
+    listed = read_slice_list(choice.listed) if choice.listed else None
+    if listed is not None and not set(listed) & {case.name for case in cases}:
+        raise UserError(f"{choice.listed} names no slice of the training cases")
+    loaded: list[tuple[LoadedCase, list[int]]] = []
+    for case in cases:
+        if listed is not None and case.name not in listed:
+            continue
+        one = load_case(case, dataset.labels)
+        own = listed[case.name] if listed is not None else None
+        loaded.append((one, annotated_slices(one, own, choice.fully_annotated)))
+    chosen = thin_out([(one, z) for one, slices in loaded for z in slices], choice, settings.seed)
+    return [
+        sample
+        for one, _ in loaded
+        for sample in make_samples(one, [z for name, z in chosen if name == one.name], settings.preparation)
+    ]
+
+
+def thin_out(slices: list[tuple[LoadedCase, int]], choice: SliceChoice, seed: int) -> set[tuple[str, int]]:
+    """A random part of the annotated slices, as the choice says, as (case, z)."""
+    random = np.random.default_rng(seed)
+    if choice.shots:
+        slices = [(case, z) for case, z in slices if case.labels[z].any()]
+        if len(slices) < choice.shots:
+            raise UserError(f"--shots {choice.shots}: only {len(slices)} slices show an organ")
+    count = choice.shots or (max(1, round(choice.fraction * len(slices))) if choice.fraction else len(slices))
+    picked: list[int] = random.choice(len(slices), count, replace=False).tolist() if slices else []
+    return {(slices[i][0].name, slices[i][1]) for i in picked}
+
+
+def score_cases(
+    segmenter: Segmenter,
+    dataset: Dataset,
+    cases: Sequence[Case],
+    progress: Callable[[str, Step], None] | None = None,
+    clean: bool = True,
+) -> list[OrganScore]:
+    """Segment whole volumes, every slice, and score them against their labels."""
+    rows: list[OrganScore] = []
+    index_of = {label.id: i for i, label in enumerate(dataset.labels, start=1)}
+    for case in cases:
+        loaded = load_case(case, dataset.labels)
+        result = segmenter.segment(
+            loaded.volume,
+            progress=(lambda step, name=case.name: progress(name, step)) if progress else None,  # type: ignore[misc]
+            clean=clean,
+        )
+        lookup = np.zeros(256, np.uint8)
+        for label in segmenter.label_set:
+            if label.name in dataset.labels.names:
+                lookup[label.id] = index_of[dataset.labels.by_name(label.name).id]
+        ids = np.array([0, *dataset.labels.ids], np.uint8)
+        rows += organ_scores(
+            ids[lookup[result.labels]],
+            ids[loaded.labels],
+            loaded.volume.spacing,
+            dataset.labels,
+            case=case.name,
+        )
+    return rows
+
+
+def evaluate(
+    model: str | Path,
+    data: str | Path,
+    out: str | Path,
+    *,
+    cases: Sequence[str] | None = None,
+    device: str = "auto",
+    clean: bool = True,
+    progress: Callable[[str, Step], None] | None = None,
+) -> dict[str, Any]:
+    """Score a model on a data set's held-out cases and write scores.{csv,json,html}.
+
+    Args:
+        cases: names; None for the data set's suggested validation cases, or all where it suggests none.
+
+    Returns:
+        The summary, as `metrics.summarise` gives it.
+
+    Raises:
+        UserError: no such model or data, or a case that the model was trained on (a score there would lie).
+    """
+    dataset = read_dataset(data)
+    names = cases if cases is not None else (dataset.validation or [c.name for c in dataset.cases])
+    chosen = dataset.select(names)
+    segmenter = Segmenter.load(model, device)
+    rows = score_cases(segmenter, dataset, chosen, progress, clean)
+    about = {
+        "model": segmenter.name,
+        "data": dataset.name,
+        "cases": ", ".join(c.name for c in chosen),
+        "clean up": "largest component of one-piece organs" if clean else "none",
+    }
+    return write_scores(rows, out, f"{segmenter.name} on {dataset.name}", dataset.reported or None, about)
+
+
+def train_on_dataset(
+    data: str | Path,
+    out: str | Path,
+    settings: TrainingSettings,
+    choice: SliceChoice,
+    *,
+    name: str = "",
+    description: str = "",
+    hold_out: Sequence[str] | None = None,
+    device: str = "auto",
+    resume: bool = False,
+    command: str = "",
+    progress: Callable[[Progress], None] | None = None,
+    scoring: Callable[[str, Step], None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
+) -> dict[str, Any] | None:
+    """Train on a data set, score the held-out cases, and write both into the model folder.
+
+    Returns:
+        The scores' summary; None where no case was held out.
+    """
+    dataset, out = read_dataset(data), Path(out)
+    training, held = split_cases(dataset, hold_out)
+    samples = choose_samples(dataset, training, choice, settings)
+    finetune(
+        samples,
+        dataset.labels,
+        settings,
+        out,
+        name=name or out.resolve().name,
+        description=description,
+        provenance={
+            "data": dataset.name,
+            "choice": choice.text,
+            "held_out": [case.name for case in held],
+            "command": command,
+        },
+        device=device,
+        resume=resume,
+        progress=progress,
+        cancelled=cancelled,
+    )
+    if not held:
+        return None
+    rows = score_cases(Segmenter.load(out, device), dataset, held, scoring)
+    about = {"model": out.name, "data": dataset.name, "training": choice.text, "held out": str(len(held))}
+    summary = write_scores(rows, out / "validation", f"{out.name}: held-out cases", dataset.reported or None, about)
+    spec, tensors = load_model(out)
+    scores = {"split": [case.name for case in held], "summary": json.loads(json.dumps(summary))}
+    save_model(out, replace(spec, scores=scores), tensors)
+    return summary

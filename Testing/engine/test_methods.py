@@ -1,0 +1,387 @@
+"""The methods: one suite that every method of the registry passes, and what is particular to PGP-SAM."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pgpsam.errors import UserError
+from pgpsam.models.weights import load_state, locate
+from pgpsam.network.backbones import BACKBONES, build_backbone
+from pgpsam.network.backbones.sam_vit import SamViT
+from pgpsam.network.lora import put_tensors, trained_tensors
+from pgpsam.network.methods import (
+    METHODS,
+    Output,
+    PGPSettings,
+    ProbeSettings,
+    SegmentationNetwork,
+    build_network,
+    make_settings,
+    upsample,
+)
+from pgpsam.network.prototypes import coarse_labels
+
+CLASSES = 3
+CANVASES = {"lite_medsam": (56, 112), "small_vit": (112, 224)}
+"""A canvas of 14 x 28 tokens, and one of 7 x 14, by backbone."""
+
+SWITCHES = [{name: False} for name in ("cfm", "ppr", "ppg", "details", "fuse")] + [{"lora_rank": 0}]
+
+SOFTMAX_CANCELS = re.compile(r"(k_proj|spread)\.bias$")
+"""Biases that add one constant to all the logits of a softmax, which nothing after it can see: SAM's own key
+biases, and the bias before the class attention. Every other parameter must learn."""
+
+
+@pytest.fixture(scope="module")
+def published() -> dict[str, Tensor]:
+    """LiteMedSAM's own weights."""
+    return load_state(locate("lite_medsam"), "lite_medsam")
+
+
+@pytest.fixture(autouse=True)
+def small_vit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sixth backbone for the time of a test: SAM's ViT in small, with random weights."""
+    monkeypatch.setitem(BACKBONES, "small_vit", lambda: SamViT(64, 5, 2, (0, 1, 3, 4)))
+
+
+@pytest.fixture
+def double(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Everything in float64, where a gradient that is zero but for rounding can be told from a small one."""
+    monkeypatch.setattr(Tensor, "float", Tensor.double)
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(params=CANVASES)
+def backbone(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+every_method = pytest.mark.parametrize("method", METHODS)
+
+
+def build(
+    method: str,
+    backbone: str,
+    published: dict[str, Tensor],
+    *,
+    seed: int = 0,
+    classes: int = CLASSES,
+    **settings: Any,
+) -> SegmentationNetwork:
+    """A network on LiteMedSAM's weights, or on random ones of the small ViT; what is new in it is random."""
+    torch.manual_seed(seed)
+    return build_network(method, backbone, classes, settings, published if backbone == "lite_medsam" else None)
+
+
+def nudge(network: SegmentationNetwork, size: float) -> None:
+    """Move every trainable parameter a little, so that none stands where it was put (LoRA's B at 0, say)."""
+    with torch.no_grad():
+        for value in network.parameters():
+            if value.requires_grad:
+                value.add_(size * torch.randn_like(value))
+
+
+def slices(batch: int, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Images [B, 3, H, W] of CLASSES - 1 bright discs on noise, and their labels [B, H, W]."""
+    generator = torch.Generator().manual_seed(0)
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    labels = torch.zeros(batch, height, width, dtype=torch.long)
+    for index in range(batch):
+        for label in range(1, CLASSES):
+            centre = (0.5 + 0.1 * index) * height, label * width / CLASSES
+            labels[index][(rows - centre[0]).hypot(columns - centre[1]) < height / 4] = label
+    noise = 0.2 * torch.rand(batch, 3, height, width, generator=generator)
+    return noise + 0.8 * labels[:, None] / CLASSES, labels
+
+
+def loss_of(output: Output, labels: Tensor) -> Tensor:
+    """Cross-entropy on the masks and on every coarse pass."""
+    total = F.cross_entropy(output.logits, labels)
+    for logits in output.coarse:
+        total = total + F.cross_entropy(logits, coarse_labels(labels, *logits.shape[-2:]))
+    return total
+
+
+def unlearning(network: SegmentationNetwork, canvas: tuple[int, int]) -> tuple[set[str], set[str]]:
+    """Names of the trainable parameters without a gradient: (found, expected)."""
+    nudge(network, 0.02)
+    image, labels = slices(2, *canvas)
+    loss_of(network(image.to(torch.float64)), labels).backward()
+    trained = {name: value for name, value in network.named_parameters() if value.requires_grad}
+    silent = {n for n, value in trained.items() if value.grad is None or value.grad.norm() < 1e-13}
+    return silent, {name for name in trained if SOFTMAX_CANCELS.search(name)}
+
+
+# ------------------------------------------------------------------------------------ what every method does
+
+
+@every_method
+@pytest.mark.parametrize("classes", [2, 14])
+def test_a_method_gives_masks_of_the_canvas_and_supervision_on_the_tokens(
+    method: str, backbone: str, classes: int, published: dict[str, Tensor]
+) -> None:
+    network = build(method, backbone, published, classes=classes)
+    stride = network.encoder.stride
+    for height, width in ((7 * stride, 14 * stride), (9 * stride, 5 * stride)):
+        with torch.inference_mode():
+            output = network(slices(2, height, width)[0])
+        tokens = (2, classes, height // stride, width // stride)
+        assert output.logits.shape == (2, classes, height, width)
+        assert output.logits.dtype == torch.float32
+        assert all(coarse.shape == tokens for coarse in output.coarse)
+        assert output.attention is None or output.attention.shape == tokens
+        assert all(x.isfinite().all() for x in (output.logits, *output.coarse))
+
+
+@every_method
+def test_a_slice_does_not_see_the_others_of_its_batch(method: str, backbone: str, published: dict[str, Tensor]) -> None:
+    network = build(method, backbone, published)
+    nudge(network, 0.01)
+    image, _ = slices(2, *CANVASES[backbone])
+    with torch.inference_mode():
+        both, alone = network(image), network(image[:1])
+    for two, one in zip((both.logits, *both.coarse), (alone.logits, *alone.coarse), strict=True):
+        assert (two[:1] - one).abs().max() < 1e-4 * two.abs().max()
+
+
+@every_method
+def test_training_and_inference_run_the_same_network(method: str, backbone: str, published: dict[str, Tensor]) -> None:
+    network = build(method, backbone, published)
+    image, _ = slices(1, *CANVASES[backbone])
+    with torch.no_grad():
+        assert torch.equal(network.train()(image).logits, network.eval()(image).logits)
+
+
+@every_method
+def test_a_method_runs_in_half_precision_and_answers_in_single(
+    method: str, backbone: str, published: dict[str, Tensor]
+) -> None:
+    network = build(method, backbone, published)
+    image, _ = slices(1, *CANVASES[backbone])
+    with torch.inference_mode():
+        exact = network(image).logits
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = network(image).logits
+    assert rounded.dtype == torch.float32
+    assert torch.corrcoef(torch.stack((exact.flatten(), rounded.flatten())))[0, 1] > 0.99
+
+
+@every_method
+def test_every_trainable_parameter_learns(
+    method: str, backbone: str, published: dict[str, Tensor], double: None
+) -> None:
+    silent, expected = unlearning(build(method, backbone, published), CANVASES[backbone])
+    assert silent == expected
+
+
+@every_method
+def test_the_published_encoder_is_never_trained(method: str, backbone: str, published: dict[str, Tensor]) -> None:
+    trained = set(trained_tensors(build(method, backbone, published).encoder))
+    assert trained.isdisjoint(build_backbone(backbone).state_dict())
+
+
+@every_method
+def test_base_weights_and_trained_tensors_make_the_network_anew(method: str, published: dict[str, Tensor]) -> None:
+    # This is a model folder's promise: what training changed, on the published weights, is the whole network.
+    first = build(method, "lite_medsam", published, seed=1)
+    nudge(first, 0.01)
+    second = build(method, "lite_medsam", published, seed=2)
+    image, _ = slices(1, 56, 84)
+    with torch.inference_mode():
+        expected = first(image).logits
+        assert not torch.equal(second(image).logits, expected)
+        put_tensors(second, trained_tensors(first), "mine")
+        assert torch.equal(second(image).logits, expected)
+
+
+@every_method
+def test_a_method_can_start_from_annotated_slices(method: str, backbone: str, published: dict[str, Tensor]) -> None:
+    network = build(method, backbone, published)
+    image, labels = slices(2, *CANVASES[backbone])
+    with torch.inference_mode():
+        neck = network.encoder(image).neck
+        network.start_from_support(neck, coarse_labels(labels, *neck.shape[-2:]))
+        assert network(image).logits.isfinite().all()
+
+
+@every_method
+def test_a_method_learns_two_slices_by_heart(method: str, published: dict[str, Tensor]) -> None:
+    network = build(method, "lite_medsam", published)
+    image, labels = slices(2, 28, 56)
+    optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=2e-3)
+    losses = []
+    for _ in range(30):
+        output = network(image)
+        losses.append(F.cross_entropy(output.logits, labels).item())
+        optimizer.zero_grad()
+        loss_of(output, labels).backward()
+        optimizer.step()
+    assert losses[-1] < losses[0] / 2
+
+
+# -------------------------------------------------------------------------------------------------- settings
+
+
+def test_an_unknown_method_is_named_with_those_that_exist() -> None:
+    with pytest.raises(UserError) as caught:
+        make_settings("pgpp", {})
+    assert str(caught.value) == f"unknown method 'pgpp'. Choose one of {', '.join(METHODS)}."
+
+
+@every_method
+def test_an_unknown_setting_is_named_with_those_that_exist(method: str) -> None:
+    with pytest.raises(UserError) as caught:
+        build_network(method, "small_vit", CLASSES, {"lora_rnk": 8})
+    message = str(caught.value)
+    assert message.startswith(f"method {method} has no setting 'lora_rnk'. It has ")
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("lora_rank", 4.0, "setting lora_rank of method pgp is 4.0, not a int"),
+        ("lora_rank", True, "setting lora_rank of method pgp is True, not a int"),
+        ("cfm", 1, "setting cfm of method pgp is 1, not a bool"),
+        ("temperature", "hot", "setting temperature of method pgp is 'hot', not a float"),
+        ("temperature", None, "setting temperature of method pgp is None, not a float"),
+        ("lora_stages", 3, "setting lora_stages of method pgp is 3, not a str"),
+    ],
+)
+def test_a_setting_of_the_wrong_type_is_refused_in_one_line(name: str, value: object, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        make_settings("pgp", {name: value})
+    assert str(caught.value) == message
+
+
+def test_settings_are_the_defaults_but_for_what_is_given() -> None:
+    assert make_settings("pgp", {}) == PGPSettings()
+    assert make_settings("pgp", {"lora_alpha": 8, "ppr": False}) == PGPSettings(lora_alpha=8.0, ppr=False)
+    assert make_settings("probe", {"hidden": 64}) == ProbeSettings(hidden=64)
+
+
+def test_an_unknown_backbone_is_refused() -> None:
+    with pytest.raises(UserError, match="unknown backbone 'vit_x'"):
+        build_network("pgp", "vit_x", CLASSES, {})
+
+
+# --------------------------------------------------------------------------------------------------- PGP-SAM
+
+
+def counts(network: SegmentationNetwork) -> dict[str, int]:
+    """Trainable parameters by part of the network."""
+    parts: dict[str, int] = {}
+    for name, value in trained_tensors(network).items():
+        part = name.partition(".")[0]
+        parts[part] = parts.get(part, 0) + value.numel()
+    return parts
+
+
+@pytest.mark.parametrize("classes", [14, 9])
+def test_the_size_of_pgp_is_known(classes: int, published: dict[str, Tensor]) -> None:
+    k = classes
+    parts = counts(build("pgp", "lite_medsam", published, classes=k))
+    assert parts == {
+        "encoder": 10_240,  # rank 4 on q and v of the last stage's two blocks
+        "prototypes": 9 * k * 256,
+        "cfm": 2 * (256 + 2 * 256) + (160 + 320) * 256 + 2 * (3_584 + 132_096),
+        "ppg": 3 * ((256 + k) * 256 + 256 + 4 * (256 * 256 + 256) + 2),
+        "ppr": 2
+        * ((256 * 16 + 16) + (k * 16 + 16) + 2 * (32 * 16 + 16) + (16 + 1) * 5 * k + ((256 + k) * 256 + 256) + 3),
+        "fuse": 2 * (256 * 256 + 256),
+        "decoder": 3_291_264
+        + k * 256
+        + (256 * 64 * 4 + 64)
+        + 2 * 64
+        + (64 * 32 * 4 + 32)
+        + k * (2 * (256 * 256 + 256) + 32 * 256 + 32)
+        + 1
+        + (64 * 32 + 32 + 32 * 32 * 9 + 32 + 2 * 32)
+        + (128 * 64 + 64 + 64 * 64 * 9 + 64 + 2 * 64),
+    }
+    assert sum(parts.values()) == {14: 7_102_265, 9: 6_383_015}[classes]
+
+
+@pytest.mark.parametrize(("classes", "expected"), [(14, 444_942), (9, 444_297)])
+def test_the_size_of_the_probe_is_known(classes: int, expected: int, published: dict[str, Tensor]) -> None:
+    assert counts(build("probe", "lite_medsam", published, classes=classes)) == {"head": expected}
+
+
+def test_the_size_of_pgp_on_vit_b_is_known() -> None:
+    with torch.device("meta"):  # shapes without values
+        parts = counts(build_network("pgp", "vit_b", 14, {}))
+    assert parts["encoder"] == 147_456
+    assert sum(parts.values()) == 7_453_113
+
+
+@pytest.mark.parametrize("settings", SWITCHES, ids=str)
+def test_each_part_of_pgp_can_be_left_out(settings: dict[str, Any], published: dict[str, Tensor], double: None) -> None:
+    network = build("pgp", "lite_medsam", published, **settings)
+    silent, expected = unlearning(network, (28, 56))
+    assert silent == expected
+    full = build("pgp", "lite_medsam", published)
+    assert sum(counts(network).values()) < sum(counts(full).values())
+
+
+def test_the_stages_run_from_the_deep_tap_to_the_shallow_one(published: dict[str, Tensor]) -> None:
+    network: Any = build("pgp", "lite_medsam", published)
+    assert [cfm.project[0].in_channels for cfm in network.cfm] == [320, 160]
+
+
+def test_every_earlier_pass_and_every_prompt_is_supervised(published: dict[str, Tensor]) -> None:
+    image, _ = slices(1, *CANVASES["lite_medsam"])
+    with torch.inference_mode():
+        whole = build("pgp", "lite_medsam", published)(image)
+        plain = build("pgp", "lite_medsam", published, ppg=False)(image)
+    assert len(whole.coarse) == 5  # the attention of three prompts, the class maps of two passes
+    assert whole.attention is whole.coarse[-1]
+    assert len(plain.coarse) == 2
+    assert plain.attention is None
+
+
+def test_pgp_starts_on_the_published_encoder_and_decoder(published: dict[str, Tensor]) -> None:
+    network: Any = build("pgp", "lite_medsam", published)
+    bare: Any = build_backbone("lite_medsam")
+    bare.load_published(published)
+    image, _ = slices(1, *CANVASES["lite_medsam"])
+    with torch.inference_mode():
+        assert torch.equal(network.encoder(image).neck, bare(image).neck)
+    for name, value in network.decoder.transformer.state_dict().items():
+        assert torch.equal(value, published[f"mask_decoder.transformer.{name}"])
+
+
+def test_logits_are_upsampled_between_pixel_centres_and_only_where_they_must_be() -> None:
+    logits = torch.tensor([[[[0.0, 4.0]]]])
+    assert upsample(logits, (1, 4)).tolist() == [[[[0.0, 1.0, 3.0, 4.0]]]]
+    assert upsample(logits, (1, 2)) is logits
+    assert upsample(logits.bfloat16(), (1, 2)).dtype == torch.float32
+
+
+# ----------------------------------------------------------------------------------------------- at full size
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("side", [512, 448])
+def test_pgp_on_vit_b_runs_and_trains_at_full_size(side: int) -> None:
+    torch.manual_seed(0)
+    network = build_network("pgp", "vit_b", 14, {})
+    nudge(network, 0.01)
+    image, labels = slices(1, side, side)
+    output = network(image)
+    assert output.logits.shape == (1, 14, side, side)
+    assert output.coarse[0].shape == (1, 14, side // 16, side // 16)
+    before = loss_of(output, labels)
+    before.backward()
+    optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=1e-4)
+    optimizer.step()
+    with torch.inference_mode():
+        assert loss_of(network(image), labels) < before

@@ -1,0 +1,144 @@
+"""The segmenter: the same result whatever the batch and the orientation; cancel, memory, air, organs, identity."""
+
+import numpy as np
+import pytest
+import torch
+
+from pgpsam.errors import Cancelled, UserError
+from pgpsam.models.store import load_model, save_model
+from pgpsam.segmenter import Segmenter, restore_network
+from pgpsam.volume import Volume
+from phantoms import make_phantom
+
+
+@pytest.fixture(scope="module")
+def segmenter(quick_model):
+    return Segmenter.load(quick_model, "cpu")
+
+
+def test_result_lies_on_the_volumes_grid(segmenter):
+    volume, _ = make_phantom(7)
+    result = segmenter.segment(volume)
+    assert result.labels.shape == result.confidence.shape == result.regions.shape == volume.shape
+    assert result.labels.dtype == np.uint8
+    assert set(np.unique(result.labels)) <= {0, 1, 6}
+    assert (result.confidence > 0).all()
+    assert (result.confidence <= 1).all()
+    assert list(result.seconds) == ["prepare", "slices", "clean up"]
+    assert result.device == "cpu"
+    assert result.model == "quick"
+
+
+def test_batches_do_not_change_the_result(segmenter):
+    volume, _ = make_phantom(7)
+    one = segmenter.segment(volume)
+    segmenter.batch, former = 1, segmenter.batch
+    other = segmenter.segment(volume)
+    segmenter.batch = former
+    assert (one.labels != other.labels).mean() < 1e-3  # bfloat16 rounds differently in other batch sizes
+    assert np.abs(one.confidence - other.confidence).mean() < 1e-2
+
+
+def test_orientation_does_not_change_the_result(segmenter):
+    volume, _ = make_phantom(7)
+    affine = volume.grid.affine @ np.array([[-1, 0, 0, 71], [0, 1, 0, 0], [0, 0, -1, 5], [0, 0, 0, 1]], float)
+    turned = Volume.from_kji(np.ascontiguousarray(volume.array[::-1, :, ::-1]), affine)
+    expected = segmenter.segment(volume).labels
+    assert np.array_equal(turned.restore(segmenter.segment(turned).labels), expected[::-1, :, ::-1])
+
+
+def test_organs_that_were_not_asked_for_are_left_out(segmenter):
+    volume, _ = make_phantom(7)
+    every = segmenter.segment(volume, clean=False)
+    liver = segmenter.segment(volume, ["liver"], clean=False)
+    assert np.array_equal(liver.labels == 6, every.labels == 6)
+    assert set(np.unique(liver.labels)) <= {0, 6}
+    assert {p.label_id for p in liver.points} <= {6}
+    assert set(np.unique(liver.regions)) <= {0, 6}
+    with pytest.raises(UserError, match="liver, spleen"):
+        segmenter.segment(volume, ["brain"])
+
+
+def test_air_is_skipped(segmenter):
+    volume, _ = make_phantom(7)
+    array = volume.array.copy()
+    array[3:] = -1000.0
+    steps = []
+    result = segmenter.segment(Volume.from_kji(array, volume.grid.affine), progress=steps.append)
+    assert steps[-1].total == steps[-1].done == 3
+    assert not result.labels[3:].any()
+
+
+def test_cancel_stops_before_the_next_batch(segmenter):
+    volume, _ = make_phantom(7)
+    seen = []
+    with pytest.raises(Cancelled):
+        segmenter.segment(volume, progress=seen.append, cancelled=lambda: bool(seen))
+    assert len(seen) == 1
+
+
+def test_partial_results_grow(segmenter):
+    volume, _ = make_phantom(7)
+    finished = []
+    segmenter.segment(volume, partial=lambda labels, done: finished.append((done, int((labels > 0).sum()))))
+    assert [done for done, _ in finished] == [2, 4, 6]
+    assert finished[-1][1] >= finished[0][1]
+
+
+class TooLarge(torch.nn.Module):
+    """A network with an injected fault: it runs out of memory on batches over `limit`."""
+
+    def __init__(self, network, limit):
+        super().__init__()
+        self.network, self.limit = network, limit
+
+    def forward(self, image):
+        if len(image) > self.limit:
+            raise torch.OutOfMemoryError("injected")
+        return self.network(image)
+
+
+def test_out_of_memory_halves_the_batch_and_goes_on(quick_model):
+    volume, _ = make_phantom(7)
+    whole = Segmenter.load(quick_model, "cpu")
+    expected = whole.segment(volume).labels
+    segmenter = Segmenter(TooLarge(whole.network, 2), whole.label_set, whole.preparation, "quick", "cpu")
+    segmenter.batch = 5
+    assert (segmenter.segment(volume).labels != expected).mean() < 1e-3
+    assert segmenter.batch == 2
+    hopeless = Segmenter(TooLarge(whole.network, 0), whole.label_set, whole.preparation, "quick", "cpu")
+    with pytest.raises(UserError, match="not enough memory"):
+        hopeless.segment(volume)
+
+
+def test_save_and_load_give_identical_logits(quick_model, tmp_path):
+    spec, tensors = load_model(quick_model)
+    save_model(tmp_path / "copy", spec, tensors)
+    image = torch.rand(1, 3, 56, 112)
+    logits = []
+    for folder in (quick_model, tmp_path / "copy"):
+        network = restore_network(*load_model(folder)).eval()
+        with torch.inference_mode():
+            logits.append(network(image).logits)
+    assert torch.equal(*logits)
+
+
+def test_an_adapter_of_another_method_is_refused(quick_model):
+    spec, tensors = load_model(quick_model)
+    del tensors["prototypes.intra"]
+    with pytest.raises(UserError, match=r"does not fit its method \(prototypes.intra"):
+        restore_network(spec, tensors)
+
+
+def test_points_lie_in_the_organs_slices(segmenter):
+    volume, _ = make_phantom(7)
+    result = segmenter.segment(volume)
+    for point in result.points:
+        assert (result.labels[point.z] == point.label_id).any()
+        assert 0 < point.weight <= 1
+
+
+def test_unknown_devices_are_refused(quick_model):
+    for name in ("gpu", "cuda:99"):
+        with pytest.raises(UserError, match="device"):
+            Segmenter.load(quick_model, name)

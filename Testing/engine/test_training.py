@@ -1,0 +1,258 @@
+"""Adapting a model: data layouts, which slices count, the loop, resume, honest splits, losses by hand."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pgpsam.errors import Cancelled, UserError
+from pgpsam.network.methods import Output
+from pgpsam.training.augment import Augmentation, Augmenter
+from pgpsam.training.data import annotated_slices, load_case, read_dataset, read_slice_list
+from pgpsam.training.finetune import Sampler, TrainingSettings, finetune, learning_rate
+from pgpsam.training.losses import segmentation_loss, total_loss
+from pgpsam.training.run import SliceChoice, choose_samples, evaluate, split_cases, train_on_dataset
+
+
+def test_folder_layout(phantoms):
+    dataset = read_dataset(phantoms)
+    assert [case.name for case in dataset.cases] == ["case_0", "case_1", "case_2"]
+    assert dataset.labels.names == ("liver", "spleen")
+    assert dataset.validation == ("case_2",)
+
+
+def test_nnunet_layout(phantoms, tmp_path):
+    for part, ours in (("imagesTr", "images"), ("labelsTr", "labels")):
+        (tmp_path / part).mkdir()
+        for file in (phantoms / ours).iterdir():
+            name = file.name.replace(".nii.gz", "_0000.nii.gz") if part == "imagesTr" else file.name
+            shutil.copy(file, tmp_path / part / name)
+    (tmp_path / "dataset.json").write_text('{"labels": {"background": 0, "liver": 6, "spleen": 1}}')
+    assert [case.name for case in read_dataset(tmp_path).cases] == ["case_0", "case_1", "case_2"]
+
+
+def test_labels_that_carry_their_own_names(phantoms, tmp_path):
+    from pgpsam.labels import LabelSet
+    from pgpsam.volume import read_labels_on, read_volume, write_array
+
+    label_set = LabelSet.from_names({"liver": 6, "spleen": 1})
+    for part in ("images", "labels"):
+        (tmp_path / part).mkdir()
+    shutil.copy(phantoms / "images" / "case_0.nii.gz", tmp_path / "images")
+    volume = read_volume(phantoms / "images" / "case_0.nii.gz")
+    labels = read_labels_on(volume, phantoms / "labels" / "case_0.nii.gz")
+    write_array(tmp_path / "labels" / "case_0.seg.nrrd", labels, volume, "labels", label_set)
+    dataset = read_dataset(tmp_path)
+    assert sorted(dataset.labels.names) == ["liver", "spleen"]
+    loaded = load_case(dataset.cases[0], dataset.labels)
+    index = dataset.labels.names.index("liver") + 1
+    assert np.array_equal(loaded.labels == index, labels == 6)
+
+
+def test_slices_without_labels_are_unannotated_unless_told(phantoms):
+    dataset = read_dataset(phantoms)
+    case = load_case(dataset.cases[0], dataset.labels)
+    assert annotated_slices(case, None, fully_annotated=False) == [1, 2, 3, 4]
+    assert annotated_slices(case, None, fully_annotated=True) == [0, 1, 2, 3, 4, 5]
+    assert annotated_slices(case, [0, 3], fully_annotated=False) == [0, 3]
+    with pytest.raises(UserError, match="has no slice 6"):
+        annotated_slices(case, [6], fully_annotated=False)
+
+
+def test_slice_numbers_count_along_the_files_own_axis(phantoms, tmp_path):
+    """In a file stored from head to feet, slice 0 is the uppermost."""
+    import nibabel
+
+    for part in ("images", "labels"):
+        (tmp_path / part).mkdir()
+        stored = nibabel.load(phantoms / part / "case_0.nii.gz")
+        affine = stored.affine @ np.diag([1, 1, -1, 1]) + np.outer(stored.affine[:, 2], [0, 0, 0, 5])
+        flipped = np.asarray(stored.dataobj)[:, :, ::-1]
+        nibabel.save(nibabel.Nifti1Image(flipped, affine), tmp_path / part / "case_0.nii.gz")
+    shutil.copy(phantoms / "dataset.json", tmp_path)
+    dataset = read_dataset(tmp_path)
+    assert annotated_slices(load_case(dataset.cases[0], dataset.labels), [0], False) == [5]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("case,slice\na,one\n", "line 2"), ("a,b\n1,2\n", "columns"), (None, "No such file")],
+)
+def test_slice_lists_that_cannot_be_read(tmp_path, text, message):
+    path = tmp_path / "list.csv"
+    if text:
+        path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_slice_list(path)
+
+
+def test_choices_by_list_fraction_and_number(phantoms, tmp_path, quick_settings):
+    dataset = read_dataset(phantoms)
+    cases = dataset.select(["case_0", "case_1"])
+    (tmp_path / "list.csv").write_text("case,slice\ncase_0,0\ncase_0,2\ncase_2,3\n")
+    listed = choose_samples(dataset, cases, SliceChoice(listed=tmp_path / "list.csv"), quick_settings)
+    assert [(s.case, s.index) for s in listed] == [("case_0", 0), ("case_0", 2)]
+    assert len(choose_samples(dataset, cases, SliceChoice(fraction=0.5), quick_settings)) == 4
+    shots = choose_samples(dataset, cases, SliceChoice(shots=3, fully_annotated=True), quick_settings)
+    assert len(shots) == 3
+    assert all(s.labels.any() for s in shots)
+    with pytest.raises(UserError, match="only 8 slices"):
+        choose_samples(dataset, cases, SliceChoice(shots=99), quick_settings)
+    with pytest.raises(UserError, match="not by several"):
+        SliceChoice(fraction=0.1, shots=5)
+
+
+def test_a_patient_is_trained_on_or_held_out_never_both(phantoms):
+    dataset = read_dataset(phantoms)
+    training, held = split_cases(dataset, None)
+    assert {c.name for c in training} == {"case_0", "case_1"}
+    assert {c.name for c in held} == {"case_2"}
+    with pytest.raises(UserError, match="no case named nobody"):
+        split_cases(dataset, ["nobody"])
+    with pytest.raises(UserError, match="every case is held out"):
+        split_cases(dataset, ["case_0", "case_1", "case_2"])
+
+
+def test_sampler_shows_every_filled_slice_once_a_round(phantoms, quick_settings):
+    dataset = read_dataset(phantoms)
+    samples = choose_samples(dataset, dataset.cases, SliceChoice(fully_annotated=True), quick_settings)
+    filled = {i for i, s in enumerate(samples) if s.labels.any()}
+    taken = Sampler(samples, 0.0, seed=0).next(len(filled))
+    assert sorted(taken) == sorted(filled)
+    many = Sampler(samples, 0.25, seed=0).next(16 * 10)
+    assert np.mean([i not in filled for i in many]) == pytest.approx(0.25, abs=0.05)
+
+
+def test_learning_rate_warms_up_and_falls_to_almost_nothing():
+    settings = TrainingSettings(iterations=100, warmup=10)
+    rates = [learning_rate(i, settings) for i in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == pytest.approx(1.0)
+    assert rates[55] == pytest.approx(0.5, abs=0.01)
+    assert rates[-1] < 0.002
+
+
+def test_loss_of_a_hand_worked_example():
+    # Two pixels, two classes; logits give p(class 1) = 0.75 at both; the truth is class 1, then class 0.
+    logits = torch.tensor([0.0, np.log(3.0)])[None, :, None, None].expand(1, 2, 1, 2)
+    labels = torch.tensor([[[1, 0]]])
+    entropy = -(np.log(0.75) + np.log(0.25)) / 2
+    dice = 1 - (2 * 0.75 + 1) / (1 + 1.5 + 1)  # smoothed by one in both
+    assert segmentation_loss(logits, labels).item() == pytest.approx(0.2 * entropy + 0.8 * dice, abs=1e-5)
+
+
+def test_passes_are_weighed():
+    labels = torch.zeros(1, 4, 4, dtype=torch.long)
+    labels[0, :2] = 1
+    good = torch.stack([1.0 - 2.0 * labels, 2.0 * labels - 1.0], 1) * 10
+    bad = -good
+    only_final = total_loss(Output(good, (bad,)), labels, 1.0)
+    assert only_final < 0.01
+    assert total_loss(Output(good, (bad,)), labels, 0.6) == pytest.approx(
+        0.6 * segmentation_loss(good, labels) + 0.4 * segmentation_loss(bad, labels)
+    )
+
+
+def test_augmentation_never_flips_and_never_invents_labels():
+    image = torch.zeros(1, 60, 100)
+    labels = torch.zeros(60, 100, dtype=torch.uint8)
+    labels[20:40, 10:35], labels[20:40, 70:80] = 6, 1
+    image[0][labels == 6], image[0][labels == 1] = 0.5, 0.9
+    augment = Augmenter((80, 112), Augmentation())
+    for seed in range(20):
+        augment.restart(seed)
+        shown, varied = augment(image, labels)
+        assert shown.shape == (3, 80, 112)
+        assert set(varied.unique().tolist()) <= {0, 1, 6}
+        right, left = (varied == 6).nonzero()[:, 1].float(), (varied == 1).nonzero()[:, 1].float()
+        assert right.mean() < left.mean()
+        assert 0 <= shown.min() <= shown.max() <= 1
+
+
+def test_augmentation_can_be_repeated():
+    image, labels = torch.rand(1, 60, 100), torch.zeros(60, 100, dtype=torch.uint8)
+    augment = Augmenter((56, 112), Augmentation())
+    augment.restart(3)
+    first = augment(image, labels)[0]
+    augment(image, labels)
+    augment.restart(3)
+    assert torch.equal(augment(image, labels)[0], first)
+
+
+def test_training_lowers_the_loss_and_writes_a_whole_model(quick_model, quick_settings):
+    names = {path.name for path in quick_model.iterdir()}
+    assert names == {"model.json", "adapter.safetensors", "curves.csv"}
+    rows = (quick_model / "curves.csv").read_text().splitlines()[1:]
+    losses = [float(row.split(",")[1]) for row in rows]
+    assert len(losses) == quick_settings.iterations
+    assert np.mean(losses[-3:]) < 0.9 * np.mean(losses[:3])
+    spec = json.loads((quick_model / "model.json").read_text())
+    assert spec["training"]["cases"] == ["case_0", "case_1"]
+    assert spec["training"]["slices"] == 8
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(phantoms, quick_model, quick_settings, tmp_path):
+    dataset = read_dataset(phantoms)
+    samples = choose_samples(dataset, dataset.select(["case_0", "case_1"]), SliceChoice(), quick_settings)
+    calls = iter(range(100))
+    with pytest.raises(Cancelled, match="iteration 5"):
+        finetune(
+            samples, dataset.labels, quick_settings, tmp_path, name="quick", device="cpu",
+            cancelled=lambda: next(calls) == 4,
+        )  # fmt: skip
+    assert {path.name for path in tmp_path.iterdir()} == {"training.pt", "curves.csv"}
+    other = replace(quick_settings, lr=1.0)
+    with pytest.raises(UserError, match="other settings"):
+        finetune(samples, dataset.labels, other, tmp_path, name="quick", device="cpu", resume=True)
+    finetune(samples, dataset.labels, quick_settings, tmp_path, name="quick", device="cpu", resume=True)
+    straight, resumed = (load_file(f / "adapter.safetensors") for f in (quick_model, tmp_path))
+    assert straight.keys() == resumed.keys()
+    for name, value in straight.items():
+        assert torch.allclose(value.float(), resumed[name].float(), atol=2e-3), name
+
+
+def test_resume_without_a_stopped_run(phantoms, quick_settings, tmp_path):
+    dataset = read_dataset(phantoms)
+    samples = choose_samples(dataset, dataset.cases[:1], SliceChoice(), quick_settings)
+    with pytest.raises(UserError, match="nothing to resume"):
+        finetune(samples, dataset.labels, quick_settings, tmp_path, name="x", device="cpu", resume=True)
+
+
+def test_from_a_data_set_to_a_scored_model(phantoms, quick_settings, tmp_path):
+    settings = replace(quick_settings, iterations=2)
+    summary = train_on_dataset(phantoms, tmp_path / "m", settings, SliceChoice(), device="cpu")
+    assert [case["case"] for case in summary["cases"]] == ["case_2"]
+    spec = json.loads((tmp_path / "m" / "model.json").read_text())
+    assert spec["scores"]["split"] == ["case_2"]
+    assert (tmp_path / "m" / "validation" / "scores.html").is_file()
+    again = evaluate(tmp_path / "m", phantoms, tmp_path / "scores", cases=["case_2"], device="cpu")
+    assert again["all"]["dice"] == summary["all"]["dice"]
+    with pytest.raises(UserError, match="trained on"):
+        evaluate(tmp_path / "m", phantoms, tmp_path / "scores", cases=["case_0"], device="cpu")
+
+
+def test_starting_from_a_trained_model(phantoms, quick_model, quick_settings, tmp_path):
+    dataset = read_dataset(phantoms)
+    samples = choose_samples(dataset, dataset.cases[:1], SliceChoice(), quick_settings)
+    settings = replace(quick_settings, iterations=1, lr=0.0, published_lr=0.0, start_from=str(quick_model))
+    finetune(samples, dataset.labels, settings, tmp_path / "m", name="m", device="cpu")
+    first, second = (load_file(f / "adapter.safetensors") for f in (quick_model, tmp_path / "m"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    other = replace(settings, settings={"alpha": 3, "nearest": 2})
+    with pytest.raises(UserError, match="method settings"):
+        finetune(samples, dataset.labels, other, tmp_path / "n", name="n", device="cpu")
+
+
+def test_bad_data_sets_are_refused_in_one_line(tmp_path):
+    with pytest.raises(UserError, match="no such data folder"):
+        read_dataset(tmp_path / "none")
+    with pytest.raises(UserError, match="neither images/ and labels/"):
+        read_dataset(tmp_path)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels").mkdir()
+    with pytest.raises(UserError, match="no image"):
+        read_dataset(tmp_path)
