@@ -364,12 +364,16 @@ def _draw_prompts(axes: Axes, panel: Panel, volume: Volume, segmentation: Segmen
         peaks = _peaks(panel, segmentation.points, label, volume.spacing[2])
         if peaks:
             places = np.array([panel.place(point.y, point.x) for point in peaks])
-            style = {"color": [_rgb(label)], "edgecolors": "white", "linewidths": 0.9, "zorder": 6}
-            axes.scatter(places[:, 0], places[:, 1], sizes=[26.0], **style)
+            _dots(axes, places, _rgb(label))
             chips.append((label, (float(places[0, 0]), float(places[0, 1])), 0.0))
         elif region.any():
             chips.append((label, *_middle(panel, region)))
     _draw_chips(axes, panel, ids > 0, sorted(chips, key=lambda chip: -chip[2]))
+
+
+def _dots(axes: Axes, places: NDArray[np.float64], color: Any) -> None:
+    """Marks places ``[n, (x, y)]``."""
+    axes.scatter(places[:, 0], places[:, 1], s=26, color=color, edgecolors="white", linewidths=0.9, zorder=6)
 
 
 def _peaks(panel: Panel, points: Sequence[PromptPoint], label: Label, step: float) -> list[PromptPoint]:
@@ -590,7 +594,7 @@ def _sign_region(axes: Axes, left: float, y: float) -> None:
 
 
 def _sign_peak(axes: Axes, left: float, y: float) -> None:
-    axes.scatter([left + 33], [y], s=26, color=_MUTED, edgecolors="white", linewidths=0.9)
+    _dots(axes, np.array([[left + 33, y]]), _MUTED)
 
 
 def _sign_dashes(axes: Axes, left: float, y: float) -> None:

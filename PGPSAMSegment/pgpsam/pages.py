@@ -6,6 +6,7 @@ It knows nothing of what the pages are about.
 from __future__ import annotations
 
 import base64
+import errno
 import os
 import uuid
 import warnings
@@ -53,6 +54,9 @@ td.wrap { white-space: normal; }
 tr:last-child td { border-bottom: 0; }
 tr.mean td { font-weight: 600; }
 tr.absent td { color: var(--muted); }
+table.matrix th { white-space: normal; }
+table.matrix th, table.matrix td { padding: 6px 7px; }
+table.narrow { max-width: 420px; }
 .swatch { display: inline-block; width: 12px; height: 12px; border-radius: 3px; margin-right: 8px; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 4px 18px; margin: 0; }
 dt { color: var(--muted); }
@@ -74,6 +78,8 @@ def write_whole(files: Mapping[Path, bytes]) -> None:
     path = Path()
     try:
         for path, content in files.items():
+            if path.is_dir():  # noticed now, not when other files have taken their names
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
             partials[path] = path.with_name(f".{uuid.uuid4().hex}.part")
             partials[path].write_bytes(content)
         for path, partial in partials.items():

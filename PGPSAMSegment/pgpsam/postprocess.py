@@ -25,15 +25,19 @@ def keep_components(
 ) -> NDArray[np.uint8]:
     """Leaves of every organ that is anatomically one piece its largest connected piece.
 
+    One exception: where the largest piece reaches the first or last slice, others that reach the same slice
+    stay too, for they may join it outside the scan. So do the ascending and the descending aorta in a scan
+    that ends below the arch, and the lobes of a liver in a thin slab.
+
     What is removed becomes background, never another organ; no voxel is added. Organs that may have several
     pieces (``single=False``) and ids that are not in the label set stay exactly as they are. Of two pieces
-    of one size the one nearer to the origin stays.
+    of one size the one nearer to the origin counts as the larger.
 
     Args:
         labels: uint8 ``[z, y, x]``, ids; not changed.
         label_set: says which organs are one piece.
         spacing: ``(dx, dy, dz)`` in mm.
-        min_ml: a largest piece smaller than this is noise too, and removed.
+        min_ml: a piece smaller than this is noise, even the largest.
 
     Returns:
         uint8 ``[z, y, x]``, a new array.
@@ -45,15 +49,29 @@ def keep_components(
         box = boxes[label.id - 1] if label.id <= len(boxes) else None
         if label.single and box is not None:
             organ = labels[box] == label.id
-            kept[box][organ & ~_largest(organ, min_voxels)] = 0
+            ends = (box[0].start == 0, box[0].stop == len(labels))
+            kept[box][organ] = np.where(_of_organ(organ, ends, min_voxels), label.id, 0)
     return kept
 
 
-def _largest(organ: NDArray[np.bool_], min_voxels: float) -> NDArray[np.bool_]:
-    """The largest piece of a mask ``[z, y, x]`` that is not empty; nothing if that is too small."""
+def _of_organ(organ: NDArray[np.bool_], ends: tuple[bool, bool], min_voxels: float) -> NDArray[np.bool_]:
+    """Which voxels of a mask belong to its largest piece, or to one that may join it outside the scan.
+
+    Args:
+        organ: ``[z, y, x]``, not empty, cropped to what it holds.
+        ends: whether its first and its last slice are the scan's.
+        min_voxels: smaller pieces are left out.
+
+    Returns:
+        ``[voxel]``, for the mask's voxels in the order of ``array[organ]``.
+    """
     pieces, count = ndimage.label(organ, _NEIGHBOURS)
-    sizes = np.bincount(pieces[organ], minlength=count + 1)
+    piece = pieces[organ]
+    sizes = np.bincount(piece, minlength=count + 1)
     largest = int(sizes.argmax())
-    if sizes[largest] < min_voxels:
-        return np.zeros_like(organ)
-    return pieces == largest
+    stays = np.zeros(count + 1, dtype=bool)
+    stays[largest] = True
+    for is_end, end in zip(ends, (pieces[0], pieces[-1]), strict=True):
+        if is_end and (end == largest).any():
+            stays[end] = True  # the background too, which has no voxels here
+    return (stays & (sizes >= min_voxels))[piece]

@@ -125,7 +125,7 @@ def write_report(
     found = sum(row.ml > 0 for row in rows)
     body = f"""<h1>{escape(volume.name)}</h1>
 <p class="muted">{found} of {len(rows)} organs found by the model {escape(segmentation.model)}</p>
-<p class="warn">{DISCLAIMER}. Drawn by a computer; check every organ before you use it.</p>
+<p class="warn">{DISCLAIMER}. Drawn by software: a person must check every organ.</p>
 <section class="card">{image(picture, "Slices with the organs' outlines and the prompts")}</section>
 <section class="card"><h2>Organs</h2>{_rows_html(rows, segmentation, volume)}{_notes(rows)}</section>
 <section class="card"><h2>How it was made</h2>{facts(_facts(volume, segmentation))}</section>
@@ -181,7 +181,7 @@ def _facts(volume: Volume, segmentation: Segmentation) -> dict[str, str]:
 def _seconds_html(seconds: dict[str, float]) -> str:
     stages = "".join(f"<tr><td>{escape(name)}</td><td>{time:.2f}</td></tr>" for name, time in seconds.items())
     total = f'<tr class="mean"><td>together</td><td>{math.fsum(seconds.values()):.2f}</td></tr>'
-    return f"<table><tr><th>Stage</th><th>Seconds</th></tr>{stages}{total}</table>"
+    return f'<table class="narrow"><tr><th>Stage</th><th>Seconds</th></tr>{stages}{total}</table>'
 
 
 # ----------------------------------------------------------------------------------------------------- points

@@ -3,9 +3,9 @@
     python Testing/bench/vit_b.py
 
 Random weights, batch 1, float32, on the first CUDA device or else on the CPU (OMP_NUM_THREADS says on how many
-cores). Each row runs in a process of its own, so that peaks do not mix, and is timed beside one large matrix
-product, because a shared machine's clock alone says little: `ratio` is the time over that of the same number of
-floating-point operations as one product.
+cores). Each row runs in a process of its own, so that peaks do not mix. `cpu s` is the processor time that a run
+took, which a busy machine stretches less than its clock; `ratio` is a run's time over that of the same number
+of floating-point operations as one large matrix product (processor time on the CPU, the clock's on a GPU).
 """
 
 from __future__ import annotations
@@ -63,17 +63,16 @@ def training(side: int) -> tuple[nn.Module, Step]:
     return network, step
 
 
-def seconds_of(step: Step, repeats: int = 3) -> float:
-    """The fastest of some runs, after one to warm up."""
-    best = float("inf")
-    for index in range(repeats + 1):
-        start = time.perf_counter()
+def seconds_of(step: Step, repeats: int = 2) -> tuple[float, float]:
+    """(clock, processor time) of the fastest of some runs, after one to warm up."""
+    runs = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter(), time.process_time()
         step()
         if DEVICE.type == "cuda":
             torch.cuda.synchronize()
-        if index:
-            best = min(best, time.perf_counter() - start)
-    return best
+        runs.append((time.perf_counter() - start[0], time.process_time() - start[1]))
+    return min(clock for clock, _ in runs[1:]), min(processor for _, processor in runs[1:])
 
 
 def peak_gib() -> float:
@@ -90,22 +89,29 @@ def measure(make: Callable[[int], tuple[nn.Module, Step]], side: int) -> str:
     """One row of the table."""
     torch.manual_seed(0)
     _, step = make(side)
-    seconds = seconds_of(step)
+    clock, processor = seconds_of(step)
     peak = peak_gib()
     counter = FlopCounterMode(display=False)
     with counter:
         step()
-    left = torch.rand(PRODUCT, PRODUCT, device=DEVICE)
-    rate = 2 * PRODUCT**3 / seconds_of(lambda: torch.mm(left, left, out=torch.empty_like(left)))
     flops = counter.get_total_flops()
-    ratio = seconds * rate / flops
-    return f"{make.__name__:<9}{side:>5}{seconds:>10.2f}{flops / 1e9:>9.0f}{ratio:>8.2f}{peak:>10.2f}"
+    left = torch.rand(PRODUCT, PRODUCT, device=DEVICE)
+    product = torch.empty_like(left)
+
+    def multiply() -> None:
+        torch.mm(left, left, out=product)
+
+    which = 1 if DEVICE.type == "cpu" else 0
+    ideal = seconds_of(multiply)[which] * flops / (2 * PRODUCT**3)
+    ratio = (clock, processor)[which] / ideal
+    name = make.__name__
+    return f"{name:<9}{side:>5}{clock:>9.2f}{processor:>9.2f}{flops / 1e9:>8.0f}{ratio:>8.2f}{peak:>10.2f}"
 
 
 def main() -> None:
     threads = f"{torch.get_num_threads()} threads" if DEVICE.type == "cpu" else torch.cuda.get_device_name()
     print(f"ViT-B, batch 1, float32, {DEVICE.type}, {threads}")
-    print(f"{'step':<9}{'side':>5}{'seconds':>10}{'GFLOP':>9}{'ratio':>8}{'peak GiB':>10}")
+    print(f"{'step':<9}{'side':>5}{'clock s':>9}{'cpu s':>9}{'GFLOP':>8}{'ratio':>8}{'peak GiB':>10}")
     for make, side in ((forward, 512), (forward, 448), (training, 512)):
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             print(pool.submit(measure, make, side).result(), flush=True)

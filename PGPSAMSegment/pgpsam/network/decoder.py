@@ -92,6 +92,12 @@ class MaskDecoder(nn.Module):
         self.up2 = nn.ConvTranspose2d(channels // 4, channels // 8, 2, 2)
         self.hypernetworks = ClassHypernetworks(classes, channels, channels // 8)
         self.class_scale = nn.Parameter(torch.tensor(channels**-0.5))
+        # What a class looks like in any image, beside what its token says of this one; a plain linear classifier,
+        # which learns at once what the attention needs hundreds of steps for.
+        self.coarse_classes = nn.Parameter(torch.zeros(classes, channels))
+        self.coarse_bias = nn.Parameter(torch.zeros(classes))
+        self.mask_classes = nn.Parameter(torch.zeros(classes, channels // 8))
+        self.mask_bias = nn.Parameter(torch.zeros(classes))
         self.full_detail, self.half_detail = None, None
         if detail_channels:
             self.full_detail = Detail(detail_channels[0], channels // 8)
@@ -117,7 +123,9 @@ class MaskDecoder(nn.Module):
 
     def class_map(self, class_tokens: Tensor, image_tokens: Tensor) -> Tensor:
         """F_M: class tokens times image tokens, coarse logits [B, K, h, w] in float32."""
-        return self.class_scale * torch.einsum("bkc,bchw->bkhw", class_tokens.float(), image_tokens.float())
+        vectors = self.class_scale * class_tokens.float() + self.coarse_classes
+        logits = torch.einsum("bkc,bchw->bkhw", vectors, image_tokens.float())
+        return logits + self.coarse_bias[:, None, None]
 
     def masks(self, class_tokens: Tensor, image_tokens: Tensor, details: tuple[Tensor, ...] = ()) -> Tensor:
         """Logits [B, K, 4h, 4w]."""
@@ -127,7 +135,8 @@ class MaskDecoder(nn.Module):
         x = F.gelu(self.up2(x))
         if self.full_detail is not None:
             x = self.full_detail(x, details[0])
-        return torch.einsum("bkc,bchw->bkhw", self.hypernetworks(class_tokens).to(x.dtype), x)
+        vectors = self.hypernetworks(class_tokens) + self.mask_classes
+        return torch.einsum("bkc,bchw->bkhw", vectors.to(x.dtype), x) + self.mask_bias[:, None, None]
 
     def load_published(self, state: Mapping[str, Tensor]) -> None:
         """Start from SAM's own decoder: every class from the single-mask token and its hypernetwork.

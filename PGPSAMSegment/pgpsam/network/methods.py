@@ -51,12 +51,13 @@ class PGPSettings:
     nearest: int = 4
     strip: int = 5
     profiles: int = 16
-    temperature: float = 10.0
+    temperature: float = 16.0
     cfm: bool = True
     ppr: bool = True
     ppg: bool = True
     details: bool = True
     fuse: bool = True
+    prior: bool = True
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,21 @@ class Probe(SegmentationNetwork):
         return Output(upsample(self.head(features.neck), size))
 
 
+class Fuse(nn.Sequential):
+    """What a stage's context adds to the image embedding, nothing at the start: [B, C, h, w] -> [B, C, h, w].
+
+    With it the prompts attend to the embedding enriched by the context, in the space where the prototypes began.
+    """
+
+    def __init__(self, channels: int) -> None:
+        last = nn.Conv2d(channels // 2, channels, 1)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        super().__init__(
+            nn.Conv2d(channels, channels // 2, 3, padding=2, dilation=2), LayerNorm2d(channels // 2), nn.GELU(), last
+        )
+
+
 class PGPSAM(SegmentationNetwork):
     """PGP-SAM: encoder with LoRA -> first pass without masks -> two stages of (CFM -> PPR -> PPG -> decoder).
 
@@ -141,11 +157,8 @@ class PGPSAM(SegmentationNetwork):
                 self.ppr = nn.ModuleList(
                     [PPR(classes, channels, settings.nearest, settings.profiles, settings.temperature) for _ in taps]
                 )
-        self.fuse = nn.ModuleList([nn.Conv2d(channels, channels, 1) for _ in taps]) if settings.fuse else None
+        self.fuse = nn.ModuleList([Fuse(channels) for _ in taps]) if settings.fuse else None
         self.decoder = MaskDecoder(classes, self.encoder.detail_channels if settings.details else (), channels)
-        if self.fuse is not None:
-            for value in self.fuse.parameters():
-                nn.init.zeros_(value)
         if published is not None:
             self.decoder.load_published(published)
         add_lora(self.encoder, settings.lora_rank, settings.lora_alpha, settings.lora_stages)
@@ -166,18 +179,22 @@ class PGPSAM(SegmentationNetwork):
         class_tokens, image_tokens = self.decoder.tokens(image, dense, sparse)
         for stage, tap in enumerate(features.taps[::-1]):
             class_map = self.decoder.class_map(class_tokens, image_tokens)
+            if attention is not None and self.settings.prior:
+                class_map = class_map + attention
             coarse.append(class_map)
             context = self.cfm[stage](tap)
             if self.fuse is not None:
-                image = image + self.fuse[stage](context)
+                image = context = image + self.fuse[stage](context)
             if intra is not None and inter is not None:
                 if self.settings.ppr:
                     intra, inter = self.ppr[stage](context, class_map.softmax(1), intra, inter)
                 dense, sparse, attention = self.ppg[stage + 1](context, intra, inter)
                 coarse.append(attention)
             class_tokens, image_tokens = self.decoder.tokens(image, dense, sparse)
-        logits = self.decoder.masks(class_tokens, image_tokens, features.details)
-        return Output(upsample(logits, size), tuple(coarse), attention)
+        logits = upsample(self.decoder.masks(class_tokens, image_tokens, features.details), size)
+        if attention is not None and self.settings.prior:
+            logits = logits + upsample(attention, size)
+        return Output(logits, tuple(coarse), attention)
 
 
 def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:

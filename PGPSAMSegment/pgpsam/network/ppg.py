@@ -27,6 +27,8 @@ class PPG(nn.Module):
         self.dense_logits = CosineLogits(temperature)
         self.dense = nn.Sequential(nn.Conv2d(channels, channels, 1), nn.GELU(), nn.Conv2d(channels, channels, 1))
         self.sparse_logits = CosineLogits(temperature)
+        # Tells classes apart when the attention is supervised; over positions it is constant and changes nothing.
+        self.class_bias = nn.Parameter(torch.zeros(classes, 1))
         self.sparse = nn.Sequential(nn.Linear(channels, channels), nn.GELU(), nn.Linear(channels, channels))
 
     def forward(self, features: Tensor, intra: Tensor, inter: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -45,6 +47,6 @@ class PPG(nn.Module):
         related = self.relate(torch.cat((inter, inter @ intra.transpose(1, 2) / inter.shape[-1] ** 0.5), -1))
         mixture = self.dense_logits(related, tokens).softmax(1).to(tokens.dtype)
         dense = (mixture.transpose(1, 2) @ related).transpose(1, 2).unflatten(2, (height, width))
-        where = self.sparse_logits(intra, tokens)
+        where = self.sparse_logits(intra, tokens) + self.class_bias
         seen = where.softmax(-1).to(tokens.dtype) @ tokens
         return self.dense(dense), self.sparse(seen), where.unflatten(2, (height, width))

@@ -35,7 +35,7 @@ from pgpsam.network.prototypes import coarse_labels
 from pgpsam.slices import Preparation
 from pgpsam.training.augment import Augmentation, Augmenter
 from pgpsam.training.data import Sample
-from pgpsam.training.losses import total_loss
+from pgpsam.training.losses import class_weights, total_loss
 
 CHECKPOINT = "training.pt"
 CURVES = "curves.csv"
@@ -64,8 +64,8 @@ class TrainingSettings:
     settings: Mapping[str, Any] = field(default_factory=dict)
     iterations: int = 450
     batch: int = 4
-    lr: float = 1e-3
-    published_lr: float = 3e-4
+    lr: float = 2e-3
+    published_lr: float = 5e-4
     weight_decay: float = 0.1
     warmup: int = 40
     final_weight: tuple[float, float] = (0.6, 0.98)
@@ -107,6 +107,11 @@ class Sampler:
             self.queue += self.random.permutation([*self.filled, *chosen]).tolist()
         taken, self.queue = self.queue[:count], self.queue[count:]
         return taken
+
+
+def pixel_counts(samples: Sequence[Sample], classes: int) -> Tensor:
+    """How many pixels each class has in all samples, [K]."""
+    return torch.stack([torch.bincount(s.labels.flatten().long(), minlength=classes) for s in samples]).sum(0)
 
 
 def learning_rate(iteration: int, settings: TrainingSettings) -> float:
@@ -257,6 +262,7 @@ def finetune(
     frozen = not any(p.requires_grad for p in network.encoder.parameters())
     cache = FeatureCache(network) if frozen and settings.augmentation is None else None
     average = Average(trained_tensors(network), settings.average)
+    weights = class_weights(pixel_counts(samples, network.classes)).to(where)
     out.mkdir(parents=True, exist_ok=True)
     first, spent = 0, 0.0
     if resume:
@@ -277,7 +283,7 @@ def finetune(
         with autocast(where):
             output = network.decode(cache(indices, images), settings.canvas) if cache else network(images)
         low, high = settings.final_weight
-        loss = total_loss(output, labels, low + (high - low) * iteration / settings.iterations)
+        loss = total_loss(output, labels, low + (high - low) * iteration / settings.iterations, weights)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_([p for p in network.parameters() if p.requires_grad], 1.0)

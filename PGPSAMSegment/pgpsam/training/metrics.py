@@ -17,6 +17,7 @@ import io
 import json
 import math
 import os
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -165,9 +166,11 @@ def _nsd(
     tolerance_mm: float,
 ) -> float:
     ours, theirs = (torch.from_numpy(mask)[None, None] for mask in (prediction, reference))  # [1, 1, z, y, x]
-    score = compute_surface_dice(
-        ours, theirs, [tolerance_mm], include_background=True, spacing=spacing_zyx, use_subvoxels=True
-    )
+    with warnings.catch_warnings():  # MONAI 1.5 and 1.6 warn of an argument that they themselves pass
+        warnings.filterwarnings("ignore", message=".*always_return_as_numpy", category=FutureWarning)
+        score = compute_surface_dice(
+            ours, theirs, [tolerance_mm], include_background=True, spacing=spacing_zyx, use_subvoxels=True
+        )
     return float(score)
 
 
@@ -395,7 +398,7 @@ def _case_table(rows: Sequence[OrganScore], summary: Mapping[str, Any], measure:
         cells = [_cell(measure, values.get((case["case"], organ["id"]))) for organ in summary["organs"]]
         cells.append(_cell(measure, case["reported"][measure]))
         lines.append(f"<tr><td>{escape(case['case'])}</td>{''.join(cells)}</tr>")
-    return f"<table>{''.join(lines)}</table>"
+    return f'<table class="matrix">{"".join(lines)}</table>'
 
 
 def _strip_chart(rows: Sequence[OrganScore], summary: Mapping[str, Any]) -> bytes:

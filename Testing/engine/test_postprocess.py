@@ -1,0 +1,133 @@
+"""One piece for every organ that is one piece, and nothing else changed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from pgpsam.labels import ABDOMEN
+from pgpsam.postprocess import MIN_ML, keep_components
+from pgpsam.volume import read_labels
+
+SPLEEN, LIVER, AORTA, PORTAL_VEIN, UNKNOWN = 1, 6, 8, 10, 99
+CUBE_MM = (10.0, 10.0, 10.0)  # a voxel is 1 mL
+
+
+def empty() -> NDArray[np.uint8]:
+    """``[z, y, x]``, 7 x 8 x 9 voxels."""
+    return np.zeros((7, 8, 9), dtype=np.uint8)
+
+
+def keep(labels: NDArray[np.uint8], spacing: Sequence[float] = CUBE_MM) -> NDArray[np.uint8]:
+    return keep_components(labels, ABDOMEN, spacing)
+
+
+def test_the_largest_piece_stays_and_the_others_become_background() -> None:
+    labels = empty()
+    labels[2:4, 1:3, 1:3] = LIVER  # 8 voxels
+    labels[2:5, 6, 6] = LIVER  # 3 voxels
+    labels[5, 1, 8] = LIVER
+    expected = empty()
+    expected[2:4, 1:3, 1:3] = LIVER
+    np.testing.assert_array_equal(keep(labels), expected)
+
+
+def test_pieces_that_touch_by_a_corner_are_one() -> None:
+    labels = empty()
+    labels[2, 2, 2] = labels[3, 3, 3] = labels[4, 2, 4] = LIVER
+    np.testing.assert_array_equal(keep(labels), labels)
+
+
+def test_of_two_pieces_of_one_size_the_one_nearer_to_the_origin_stays() -> None:
+    labels = empty()
+    labels[2, 2, 2] = labels[4, 5, 6] = LIVER
+    assert np.argwhere(keep(labels)).tolist() == [[2, 2, 2]]
+
+
+def test_organs_do_not_join_each_other_nor_take_each_others_voxels() -> None:
+    labels = empty()
+    labels[3, 3, 1:4] = LIVER
+    labels[3, 3, 4] = SPLEEN  # a stray voxel of spleen between two parts of liver
+    labels[3, 3, 5:7] = LIVER
+    labels[3, 6, 1:4] = SPLEEN
+    expected = empty()
+    expected[3, 3, 1:4] = LIVER
+    expected[3, 6, 1:4] = SPLEEN
+    np.testing.assert_array_equal(keep(labels), expected)
+
+
+def test_organs_of_several_pieces_and_unknown_ids_stay_as_they_are() -> None:
+    labels = empty()
+    labels[2, 1:4, 1] = labels[5, 6, 6] = PORTAL_VEIN
+    labels[1, 1, 1] = labels[5, 1, 7] = UNKNOWN
+    np.testing.assert_array_equal(keep(labels, (0.1, 0.1, 0.1)), labels)
+
+
+def test_an_organ_of_a_smaller_label_set_is_left_alone() -> None:
+    labels = empty()
+    labels[2, 1:4, 1] = labels[5, 6, 6] = LIVER
+    np.testing.assert_array_equal(keep_components(labels, ABDOMEN.select(["spleen"]), CUBE_MM), labels)
+
+
+def test_pieces_that_reach_one_end_of_the_scan_may_join_outside_it() -> None:
+    """The ascending and the descending aorta, in a scan that ends below the arch."""
+    labels = empty()
+    labels[0:7, 6, 4] = AORTA  # descending, from the lowest to the highest slice
+    labels[5:7, 2, 4] = AORTA  # ascending, reaches the highest
+    labels[0, 2, 8] = AORTA  # reaches the lowest
+    labels[3:5, 1, 1] = AORTA  # reaches neither: noise
+    expected = labels.copy()
+    expected[3:5, 1, 1] = 0
+    np.testing.assert_array_equal(keep(labels), expected)
+
+
+def test_an_end_of_the_scan_that_the_largest_piece_does_not_reach_joins_nothing() -> None:
+    labels = empty()
+    labels[2:7, 6, 4] = AORTA
+    labels[0, 2, 4] = AORTA
+    expected = labels.copy()
+    expected[0] = 0
+    np.testing.assert_array_equal(keep(labels), expected)
+
+
+def test_in_a_single_slice_every_piece_may_join_outside_it() -> None:
+    labels = empty()[:1]
+    labels[0, 1:4, 1] = labels[0, 6, 6] = LIVER
+    np.testing.assert_array_equal(keep(labels), labels)
+
+
+@pytest.mark.parametrize(("slice_mm", "stays"), [(3.0, False), (4.0, True)])
+def test_a_piece_below_the_least_volume_is_noise(slice_mm: float, stays: bool) -> None:
+    """One voxel of 3 x 3 x 3 mm is 0.027 mL, of 3 x 3 x 4 mm 0.036 mL; the least is 0.03 mL."""
+    assert MIN_ML == 0.03
+    labels = empty()
+    labels[3, 3, 3] = SPLEEN
+    assert keep(labels, (3.0, 3.0, slice_mm)).any() == stays
+
+
+def test_the_input_is_not_changed_and_a_second_pass_changes_nothing() -> None:
+    labels = np.random.default_rng(0).integers(0, 14, size=(20, 24, 28)).astype(np.uint8)
+    before = labels.copy()
+    once = keep(labels)
+    np.testing.assert_array_equal(labels, before)
+    np.testing.assert_array_equal(keep(once), once)
+    changed = once != labels
+    assert changed.any()
+    assert not once[changed].any()
+    assert once.dtype == np.uint8
+
+
+def test_nothing_comes_of_nothing() -> None:
+    assert not keep(empty()).any()
+
+
+def test_organs_that_people_drew_are_one_piece(shared_data: Path) -> None:
+    """What the label set says of the organs holds for patients: nothing of a drawn organ is removed."""
+    for case in ("0007", "0023", "0040"):  # 0007 ends below the arch of the aorta
+        labels, affine, _ = read_labels(shared_data / "btcv" / "labels" / f"btcv_{case}.nii.gz")
+        spacing = np.linalg.norm(affine[:3, :3], axis=0)
+        np.testing.assert_array_equal(keep_components(labels, ABDOMEN, spacing), labels)
