@@ -14,7 +14,7 @@ from pgpsam.network.methods import Output
 from pgpsam.training.augment import Augmentation, Augmenter
 from pgpsam.training.data import annotated_slices, load_case, read_dataset, read_slice_list
 from pgpsam.training.finetune import Sampler, TrainingSettings, finetune, learning_rate
-from pgpsam.training.losses import segmentation_loss, total_loss
+from pgpsam.training.losses import class_weights, segmentation_loss, total_loss
 from pgpsam.training.run import SliceChoice, choose_samples, evaluate, split_cases, train_on_dataset
 
 
@@ -142,7 +142,18 @@ def test_loss_of_a_hand_worked_example():
     labels = torch.tensor([[[1, 0]]])
     entropy = -(np.log(0.75) + np.log(0.25)) / 2
     dice = 1 - (2 * 0.75 + 1) / (1 + 1.5 + 1)  # smoothed by one in both
-    assert segmentation_loss(logits, labels).item() == pytest.approx(0.2 * entropy + 0.8 * dice, abs=1e-5)
+    assert segmentation_loss(logits, labels).item() == pytest.approx(0.5 * entropy + 0.5 * dice, abs=1e-5)
+    assert segmentation_loss(logits, labels, dice_weight=0.8).item() == pytest.approx(
+        0.2 * entropy + 0.8 * dice, abs=1e-5
+    )
+
+
+def test_class_weights_of_a_hand_worked_example():
+    # Shares 0.64, 0.04, 0.32 and none: to the power -1/2 they are 1.25, 5, 1.7678; their mean over pixels 1.5657.
+    weights = class_weights(torch.tensor([64, 4, 32, 0]))
+    expected = torch.tensor([1.25, 5.0, 0.32**-0.5, 5.0])
+    expected = expected / (0.64 * 1.25 + 0.04 * 5 + 0.32 * 0.32**-0.5)
+    assert torch.allclose(weights, expected)
 
 
 def test_passes_are_weighed():

@@ -141,8 +141,11 @@ def network_classes(label_set: LabelSet) -> int:
     return len(label_set) + 1
 
 
-def take_over(network: SegmentationNetwork, settings: TrainingSettings, label_set: LabelSet) -> None:
+def take_over(network: SegmentationNetwork, settings: TrainingSettings, label_set: LabelSet) -> dict[str, Any]:
     """Start from a trained model.
+
+    Returns:
+        What a model card must say of it: name, cases and scores.
 
     Raises:
         UserError: it has another method, backbone, settings or organs.
@@ -159,6 +162,12 @@ def take_over(network: SegmentationNetwork, settings: TrainingSettings, label_se
         if theirs != own:
             raise UserError(f"cannot start from {settings.start_from}: its {what} is {theirs}, not {own}")
     put_tensors(network, tensors, spec.name)
+    return {"name": spec.name, "cases": trained_cases(spec), "scores": spec.scores}
+
+
+def trained_cases(spec: ModelSpec) -> list[str]:
+    """Every case that a model has learned from, in this run or in those it started from."""
+    return sorted({*spec.training.get("cases", ()), *spec.training.get("started_from", {}).get("cases", ())})
 
 
 @torch.no_grad()
@@ -252,8 +261,9 @@ def finetune(
         .to(where)
         .to(memory_format=torch.channels_last)
     )
+    started: dict[str, Any] = {}
     if settings.start_from:
-        take_over(network, settings, label_set)
+        started = {"started_from": take_over(network, settings, label_set)}
     elif not resume:
         start_prototypes(network, samples, settings)
     optimizer = make_optimizer(network, settings)
@@ -315,7 +325,7 @@ def finetune(
         settings=asdict(make_settings(settings.method, settings.settings)),
         preparation=settings.preparation.to_json(),
         labels=label_set,
-        training={**describe(settings), **describe_samples(samples), **(provenance or {})},
+        training={**describe(settings), **describe_samples(samples), **started, **(provenance or {})},
         scores={},
     )
     save_model(out, spec, {key: value.to(torch.float16) for key, value in tensors.items()})

@@ -25,7 +25,9 @@ def class_weights(counts: Tensor) -> Tensor:
     return weights / (weights * share).sum()
 
 
-def segmentation_loss(logits: Tensor, labels: Tensor, weights: Tensor | None = None, dice_weight: float = 0.5) -> Tensor:
+def segmentation_loss(
+    logits: Tensor, labels: Tensor, weights: Tensor | None = None, dice_weight: float = 0.5
+) -> Tensor:
     """(1 - w) CE + w Dice; Dice over the batch, without background.
 
     Args:

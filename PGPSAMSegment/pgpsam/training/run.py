@@ -6,7 +6,6 @@ trained on or all held out.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from pgpsam.errors import UserError
-from pgpsam.models.store import load_model, save_model
+from pgpsam.models.store import find_model, load_model, load_spec, save_model
 from pgpsam.segmenter import Segmenter, Step
+from pgpsam.training.card import model_card
 from pgpsam.training.data import (
     Case,
     Dataset,
@@ -28,7 +28,7 @@ from pgpsam.training.data import (
     read_dataset,
     read_slice_list,
 )
-from pgpsam.training.finetune import Progress, TrainingSettings, finetune
+from pgpsam.training.finetune import Progress, TrainingSettings, finetune, trained_cases
 from pgpsam.training.metrics import OrganScore, organ_scores, write_scores
 
 
@@ -172,6 +172,11 @@ def evaluate(
     dataset = read_dataset(data)
     names = cases if cases is not None else (dataset.validation or [c.name for c in dataset.cases])
     chosen = dataset.select(names)
+    if seen := {case.name for case in chosen} & set(trained_cases(load_spec(find_model(str(model))))):
+        raise UserError(
+            f"model {model} was trained on {', '.join(sorted(seen))}: a score there would say nothing",
+            "Name other cases with --cases.",
+        )
     segmenter = Segmenter.load(model, device)
     rows = score_cases(segmenter, dataset, chosen, progress, clean)
     about = {
@@ -225,12 +230,13 @@ def train_on_dataset(
         progress=progress,
         cancelled=cancelled,
     )
+    spec, tensors = load_model(out)
     if not held:
+        save_model(out, spec, tensors, model_card(spec))
         return None
     rows = score_cases(Segmenter.load(out, device), dataset, held, scoring)
     about = {"model": out.name, "data": dataset.name, "training": choice.text, "held out": str(len(held))}
     summary = write_scores(rows, out / "validation", f"{out.name}: held-out cases", dataset.reported or None, about)
-    spec, tensors = load_model(out)
-    scores = {"split": [case.name for case in held], "summary": json.loads(json.dumps(summary))}
-    save_model(out, replace(spec, scores=scores), tensors)
+    spec = replace(spec, scores={"split": [case.name for case in held], "summary": summary})
+    save_model(out, spec, tensors, model_card(spec))
     return summary

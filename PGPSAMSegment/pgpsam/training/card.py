@@ -1,0 +1,72 @@
+"""The model card: what a model is, what it was trained on, how it scored and what it is not good for, as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pgpsam.models.store import ModelSpec
+
+
+def model_card(spec: ModelSpec) -> str:
+    """CARD.md of a model, from nothing but its own model.json."""
+    training = spec.training
+    started = training.get("started_from")
+    low, high = spec.preparation["window"]
+    backbone = f"`{spec.backbone}` (SHA-256 `{spec.backbone_sha256[:16]}...`)"
+    counts = f"{training.get('slices', '?')} slices ({training.get('slices_with_organs', '?')} with organs)"
+    lines = [
+        f"# {spec.name}",
+        "",
+        spec.description or "A model adapted to annotated slices.",
+        "",
+        "**Not for clinical use.** Every result needs a human eye.",
+        "",
+        "## What it is",
+        "",
+        f"Method `{spec.method}` on backbone {backbone}.",
+        f"Input slices of {spec.preparation['spacing_mm']:g} mm a pixel, window {low:g} to {high:g} HU.",
+        "",
+        f"Organs: {', '.join(spec.labels.names)}.",
+        "",
+        "## Training",
+        "",
+        f"Data: {training.get('data', 'not recorded')}, {training.get('choice', 'slices not recorded')}:",
+        f"{counts} of {len(training.get('cases', []))} patients.",
+    ]
+    if started:
+        lines += ["", f"Started from `{started['name']}`, trained on {len(started['cases'])} patients."]
+    if training.get("command"):
+        lines += ["", "```", training["command"], "```"]
+    lines += ["", "## Scores", "", *_scores(spec)]
+    lines += [
+        "",
+        "## Limits",
+        "",
+        "- Slices are segmented one by one; context along z enters only through the clean-up.",
+        "- Other body regions, other modalities than CT, children, and anatomy after surgery were not seen.",
+        "- The confidence is the network's own and was not calibrated.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _scores(spec: ModelSpec) -> list[str]:
+    scores, whose = spec.scores, "This model"
+    started = spec.training.get("started_from")
+    if not scores and started:
+        scores, whose = started["scores"], f"`{started['name']}`, which this model started from,"
+    if not scores:
+        return ["None: no patient was held out."]
+    summary = scores["summary"]
+    rows = ["| organ | Dice | HD95 mm | missed |", "|---|---|---|---|"]
+    rows += [_row(organ["organ"], organ) for organ in summary["organs"]]
+    rows += [_row("mean of the reported organs", summary["reported"]), _row("mean of all organs", summary["all"])]
+    text = f"{whose} on {', '.join(scores['split'])}, which it was not trained on, every slice:"
+    return [text, "", *rows]
+
+
+def _row(name: str, values: Mapping[str, Any]) -> str:
+    dice, distance = values["dice"], values["hd95_mm"]
+    shown = "-" if dice is None else f"{dice:.3f}", "-" if distance is None else f"{distance:.1f}"
+    return f"| {name} | {shown[0]} | {shown[1]} | {values['missed']} |"

@@ -1,0 +1,125 @@
+"""The command line as users call it: real processes, exit codes, one line for errors, nothing half-written."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import nibabel
+import numpy as np
+import pytest
+
+from pgpsam.volume import write_array
+from phantoms import make_phantom
+
+
+def pgpsam(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "pgpsam", *map(str, arguments)], capture_output=True, text=True, check=False, **options
+    )
+
+
+@pytest.fixture(scope="module")
+def ct(tmp_path_factory):
+    path = tmp_path_factory.mktemp("ct") / "ct.nii.gz"
+    volume, _ = make_phantom(7)
+    write_array(path, volume.array, volume, "confidence")
+    return path
+
+
+def test_segment_writes_everything_on_the_inputs_grid(ct, quick_model, tmp_path):
+    names = {
+        "-o": "labels.nii.gz",
+        "--prompts": "prompts.nii.gz",
+        "--points": "points.mrk.json",
+        "--confidence": "confidence.nii.gz",
+        "--preview": "preview.png",
+        "--report": "report.html",
+    }
+    files = [word for option, name in names.items() for word in (option, tmp_path / name)]
+    done = pgpsam("segment", ct, "--model", quick_model, "--device", "cpu", "--progress", "json", *files)
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == set(names.values())
+    source, labels = nibabel.load(ct), nibabel.load(tmp_path / "labels.nii.gz")
+    assert np.array_equal(source.affine, labels.affine)
+    assert source.shape == labels.shape
+    steps = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
+    assert [step["done"] for step in steps] == [2, 4, 6]
+    assert "liver" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["missing.nii.gz", "-o", "out.nii.gz"], "missing.nii.gz"),
+        (["CT", "-o", "out.xyz"], "out.xyz"),
+        (["CT", "-o", "nowhere/out.nii.gz"], "no such folder"),
+        (["CT", "-o", "CT"], "is the input itself"),
+        (["CT", "-o", "out.nii.gz", "--organs", "brain"], "brain"),
+        (["CT", "-o", "out.nii.gz", "--model", "no-such-model"], "no-such-model"),
+        (["CT", "-o", "out.nii.gz", "--device", "cuda:9"], "cuda:9"),
+        (["CT", "-o", "out.nii.gz", "--preview", "picture.jpeg"], "picture.jpeg"),
+    ],
+)
+def test_what_the_user_can_mend_is_one_line_and_exit_code_2(ct, quick_model, tmp_path, arguments, message):
+    words = [str(ct) if word == "CT" else word for word in arguments]
+    if "--model" not in words:
+        words += ["--model", str(quick_model)]
+    done = pgpsam("segment", *words, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.strip().count("\n") == 0
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    done = pgpsam("segment", "missing.nii.gz", "-o", tmp_path / "out.nii.gz", "--debug")
+    assert done.returncode == 2
+    assert "Traceback" in done.stderr
+
+
+def test_interrupt_ends_with_130_and_leaves_no_file(ct, quick_model, tmp_path):
+    import SimpleITK
+
+    long = SimpleITK.GetImageFromArray(np.tile(make_phantom(7)[0].array, (60, 1, 1)))
+    long.SetSpacing((3.0, 3.0, 5.0))
+    SimpleITK.WriteImage(long, str(tmp_path / "long.mha"))
+    out = tmp_path / "out"
+    out.mkdir()
+    command = [sys.executable, "-m", "pgpsam", "segment", tmp_path / "long.mha", "-o", out / "labels.nii.gz"]
+    process = subprocess.Popen(
+        [*map(str, command), "--model", str(quick_model), "--device", "cpu", "--progress", "json"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for line in process.stderr:
+        if line.startswith("{"):
+            break
+    started = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    rest = process.stderr.read()
+    assert process.wait(timeout=30) == 130
+    assert time.monotonic() - started < 10
+    assert "cancelled" in rest
+    assert "Traceback" not in rest
+    assert list(out.iterdir()) == []
+
+
+def test_agreement_with_a_reference(ct, quick_model, tmp_path):
+    done = pgpsam("segment", ct, "-o", tmp_path / "a.nii.gz", "--model", quick_model, "--progress", "none")
+    assert done.returncode == 0
+    (tmp_path / "names.json").write_text('{"6": "liver", "1": "spleen"}')
+    words = ["--reference", tmp_path / "a.nii.gz", "--reference-names", tmp_path / "names.json"]
+    done = pgpsam("segment", ct, "-o", tmp_path / "b.nii.gz", "--model", quick_model, "--progress", "none", *words)
+    assert "mean Dice 1.000 of all organs" in done.stdout
+
+
+def test_models_and_info(quick_model):
+    done = pgpsam("info", quick_model)
+    assert done.returncode == 0
+    assert "quick" in done.stdout
+    assert "liver, spleen" in done.stdout
+    assert pgpsam("models").returncode == 0
+    assert pgpsam("info", "no-such-model").returncode == 2

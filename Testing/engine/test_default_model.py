@@ -1,0 +1,64 @@
+"""The shipped model on real CTs: the right grid, the right side, and the agreement that the README promises."""
+
+import nibabel
+import numpy as np
+import pytest
+
+from pgpsam.models.store import find_model, load_spec
+from pgpsam.segmenter import Segmenter
+from pgpsam.volume import read_labels_on, read_volume
+
+REPORTED = (1, 2, 3, 4, 6, 7, 8, 11)
+
+
+@pytest.fixture(scope="module")
+def segmenter():
+    return Segmenter.load("abdomen-ct", "cpu")
+
+
+def test_is_small_enough_to_ship_and_says_what_it_is():
+    folder = find_model("abdomen-ct")
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 25e6
+    spec = load_spec(folder)
+    assert len(spec.labels) == 13
+    assert len(spec.training["cases"]) == 18
+    card = (folder / "CARD.md").read_text()
+    assert "Not for clinical use" in card
+    assert "btcv_0037" in card
+
+
+def test_agrees_with_the_samples_reference(segmenter, shared_data):
+    volume = read_volume(shared_data / "samples" / "ts_abdomen_ct.nii.gz")
+    reference = read_labels_on(volume, shared_data / "samples" / "ts_abdomen_seg.nii.gz")
+    result = segmenter.segment(volume)
+    dice = {}
+    for identifier in REPORTED:
+        ours, theirs = result.labels == identifier, reference == identifier
+        if theirs.any():
+            dice[identifier] = 2 * (ours & theirs).sum() / (ours.sum() + theirs.sum())
+    print({segmenter.label_set.by_id(i).name: round(float(d), 3) for i, d in dice.items()})
+    assert dice[6] >= 0.92
+    assert np.mean(list(dice.values())) >= 0.75
+
+
+def test_prompts_lie_in_their_organs(segmenter, shared_data):
+    """A prompt of a large organ points into it: at least four of five peaks."""
+    volume = read_volume(shared_data / "samples" / "ts_abdomen_ct.nii.gz")
+    reference = read_labels_on(volume, shared_data / "samples" / "ts_abdomen_seg.nii.gz")
+    result = segmenter.segment(volume)
+    inside = [reference[p.z, p.y, p.x] == p.label_id for p in result.points if p.label_id in (1, 2, 3, 6)]
+    assert len(inside) >= 10
+    assert np.mean(inside) >= 0.8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["chest_ct_lps.nii.gz", "dicom", "head_ct.nii.gz", "thorax_ct_512.nii.gz"])
+def test_every_sample_comes_back_on_its_grid_with_the_liver_on_the_right(segmenter, shared_data, name):
+    path = shared_data / "samples" / name
+    volume = read_volume(path)
+    result = segmenter.segment(volume)
+    if path.is_file():
+        assert volume.restore(result.labels).shape == nibabel.load(path).shape[::-1]
+    liver = result.labels == 6
+    if liver.sum() * volume.voxel_ml > 200:
+        assert np.nonzero(liver)[2].mean() < volume.shape[2] / 2
