@@ -467,7 +467,7 @@ def _on_image(axes: Axes, x: float, y: float, text: str, size: float, color: str
 
 
 def _draw_captions(axes: Axes, panel: Panel, volume: Volume) -> None:
-    """Which cut it is, which side is where, and how long 5 cm are."""
+    """Which cut it is, which side is where, and a scale."""
     left, top, width, height = panel.cell
     count = volume.shape[_AXES.index(panel.axis)]
     number = f"{panel.axis} {panel.index + 1} of {count}"
