@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 import pgpsam
 from pgpsam.errors import UserError
@@ -16,7 +17,7 @@ from pgpsam.labels import LabelSet
 from pgpsam.models.store import find_model, list_models, load_spec
 from pgpsam.models.weights import BASE_WEIGHTS, fetch
 from pgpsam.terminal import ProgressReporter, add_common, number, print_table, run
-from pgpsam.volume import output_extension, read_labels, read_labels_on, read_volume, write_array
+from pgpsam.volume import Volume, output_extension, read_labels, read_labels_on, read_volume, write_array
 
 DEFAULT_MODEL = "abdomen-ct"
 
@@ -77,19 +78,19 @@ def segment(options: argparse.Namespace) -> None:
 
     segmenter = Segmenter.load(options.model, options.device, options.weights)
     organs = [name.strip() for name in options.organs.split(",")] if options.organs else None
+    segmenter.label_set.select(organs)
     with ProgressReporter(options.progress) as report:
         result = segmenter.segment(volume, organs, progress=lambda s: report(s.stage, s.done, s.total, s.eta_seconds))
     write_array(options.out, result.labels, volume, "labels", result.label_set)
-    extras: list[tuple[str | None, Callable[[str], object]]] = [
-        (options.prompts, lambda p: write_array(p, result.regions, volume, "labels", result.label_set)),
-        (options.confidence, lambda p: write_array(p, result.confidence, volume, "confidence")),
-        (options.points, lambda p: write_points(p, volume, result)),
-        (options.preview, lambda p: overview_png(volume, result, p)),
-        (options.report, lambda p: write_report(volume, result, p)),
-    ]
-    for path, write in extras:
-        if path:
-            write(path)
+    if options.prompts:
+        write_array(options.prompts, result.regions, volume, "labels", result.label_set)
+    if options.confidence:
+        write_array(options.confidence, result.confidence, volume, "confidence")
+    if options.points:
+        write_points(options.points, volume, result)
+    picture = overview_png(volume, result, options.preview) if options.preview else None
+    if options.report:
+        write_report(volume, result, options.report, picture)
     dice = agreement(options, volume, result.labels, segmenter.label_set) if options.reference else {}
     rows = []
     for row in organ_table(volume, result):
@@ -129,7 +130,9 @@ def check_outputs(options: argparse.Namespace) -> None:
             raise UserError(f"{path} is the input itself", "Give another output path.")
 
 
-def agreement(options: argparse.Namespace, volume, labels, label_set: LabelSet) -> dict[str, float]:  # type: ignore[no-untyped-def]
+def agreement(
+    options: argparse.Namespace, volume: Volume, labels: NDArray[np.uint8], label_set: LabelSet
+) -> dict[str, float]:
     """Dice with given labels by organ name; nan where neither has the organ."""
     reference = read_labels_on(volume, options.reference)
     names = read_labels(options.reference)[2] or {label.id: label.name for label in label_set}

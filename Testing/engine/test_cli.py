@@ -120,6 +120,6 @@ def test_models_and_info(quick_model):
     done = pgpsam("info", quick_model)
     assert done.returncode == 0
     assert "quick" in done.stdout
-    assert "liver, spleen" in done.stdout
+    assert "spleen, liver" in done.stdout
     assert pgpsam("models").returncode == 0
     assert pgpsam("info", "no-such-model").returncode == 2

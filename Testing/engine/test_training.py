@@ -21,7 +21,7 @@ from pgpsam.training.run import SliceChoice, choose_samples, evaluate, split_cas
 def test_folder_layout(phantoms):
     dataset = read_dataset(phantoms)
     assert [case.name for case in dataset.cases] == ["case_0", "case_1", "case_2"]
-    assert dataset.labels.names == ("liver", "spleen")
+    assert dataset.labels.names == ("spleen", "liver")
     assert dataset.validation == ("case_2",)
 
 

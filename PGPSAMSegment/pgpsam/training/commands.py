@@ -45,7 +45,8 @@ def finetune_main(arguments: Sequence[str] | None = None) -> int:
     add_common(parser)
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = parser.parse_args(given)
-    options.command = shlex.join(["python", "Training/finetune.py", *given])
+    words = [word for word in given if word != "--resume"]
+    options.command = shlex.join(["python", "Training/finetune.py", *words])
     return run(_finetune, options)
 
 

@@ -261,9 +261,9 @@ def finetune(
         .to(where)
         .to(memory_format=torch.channels_last)
     )
-    started: dict[str, Any] = {}
+    origin: dict[str, Any] = {}
     if settings.start_from:
-        started = {"started_from": take_over(network, settings, label_set)}
+        origin = {"started_from": take_over(network, settings, label_set)}
     elif not resume:
         start_prototypes(network, samples, settings)
     optimizer = make_optimizer(network, settings)
@@ -325,7 +325,7 @@ def finetune(
         settings=asdict(make_settings(settings.method, settings.settings)),
         preparation=settings.preparation.to_json(),
         labels=label_set,
-        training={**describe(settings), **describe_samples(samples), **started, **(provenance or {})},
+        training={**describe(settings), **describe_samples(samples), **origin, **(provenance or {})},
         scores={},
     )
     save_model(out, spec, {key: value.to(torch.float16) for key, value in tensors.items()})
