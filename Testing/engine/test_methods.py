@@ -219,15 +219,16 @@ def test_a_method_can_start_from_annotated_slices(method: str, backbone: str, pu
 def test_a_method_learns_two_slices_by_heart(method: str, published: dict[str, Tensor]) -> None:
     network = build(method, "lite_medsam", published)
     image, labels = slices(2, 28, 56)
-    optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=2e-3)
-    losses = []
-    for _ in range(30):
-        output = network(image)
-        losses.append(F.cross_entropy(output.logits, labels).item())
+    optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=5e-4)
+    for _ in range(25):
         optimizer.zero_grad()
-        loss_of(output, labels).backward()
+        loss_of(network(image), labels).backward()
         optimizer.step()
-    assert losses[-1] < losses[0] / 2
+    with torch.inference_mode():
+        found = network(image).logits.argmax(1)
+    for label in range(1, CLASSES):
+        mine, true = found == label, labels == label
+        assert 2 * (mine & true).sum() / (mine.sum() + true.sum()) > 0.8  # Dice
 
 
 # -------------------------------------------------------------------------------------------------- settings

@@ -126,8 +126,8 @@ class Fuse(nn.Sequential):
 
     def __init__(self, channels: int) -> None:
         last = nn.Conv2d(channels // 2, channels, 1)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
+        for value in last.parameters():
+            nn.init.zeros_(value)
         super().__init__(
             nn.Conv2d(channels, channels // 2, 3, padding=2, dilation=2), LayerNorm2d(channels // 2), nn.GELU(), last
         )

@@ -44,8 +44,8 @@ class Augmentation:
     shift: float = 0.06
     elastic_pixels: tuple[float, float] = (0.0, 3.0)
     noise: float = 0.03
-    brightness: float = 0.1
-    contrast: float = 0.15
+    brightness: float = 0.2
+    contrast: float = 0.25
     gamma: tuple[float, float] = (0.7, 1.5)
 
 

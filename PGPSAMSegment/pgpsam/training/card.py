@@ -54,8 +54,8 @@ def model_card(spec: ModelSpec) -> str:
 def _scores(spec: ModelSpec) -> list[str]:
     scores, whose = spec.scores, "This model"
     started = spec.training.get("started_from")
-    if not scores and started:
-        scores, whose = started["scores"], f"`{started['name']}`, which this model started from,"
+    if not scores and started and started.get("scores"):
+        scores, whose = started["scores"], f"`{started['scored']}`, an earlier stage of this model,"
     if not scores:
         return ["None: no patient was held out."]
     summary = scores["summary"]

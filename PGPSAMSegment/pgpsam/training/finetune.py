@@ -162,7 +162,9 @@ def take_over(network: SegmentationNetwork, settings: TrainingSettings, label_se
         if theirs != own:
             raise UserError(f"cannot start from {settings.start_from}: its {what} is {theirs}, not {own}")
     put_tensors(network, tensors, spec.name)
-    return {"name": spec.name, "cases": trained_cases(spec), "scores": spec.scores}
+    earlier = spec.training.get("started_from", {})
+    own = {"scores": spec.scores, "scored": spec.name} if spec.scores else {}
+    return {**earlier, **own, "name": spec.name, "cases": trained_cases(spec)}
 
 
 def trained_cases(spec: ModelSpec) -> list[str]:
