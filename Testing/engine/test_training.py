@@ -10,11 +10,12 @@ import torch
 from safetensors.torch import load_file
 
 from pgpsam.errors import Cancelled, UserError
-from pgpsam.network.methods import Output
+from pgpsam.network.methods import Output, make_settings
 from pgpsam.training.augment import Augmentation, Augmenter
 from pgpsam.training.data import annotated_slices, load_case, read_dataset, read_slice_list
 from pgpsam.training.finetune import Sampler, TrainingSettings, finetune, learning_rate
 from pgpsam.training.losses import class_weights, segmentation_loss, total_loss
+from pgpsam.training.recipes import recipe
 from pgpsam.training.run import SliceChoice, choose_samples, evaluate, split_cases, train_on_dataset
 
 
@@ -267,3 +268,31 @@ def test_bad_data_sets_are_refused_in_one_line(tmp_path):
     (tmp_path / "labels").mkdir()
     with pytest.raises(UserError, match="no image"):
         read_dataset(tmp_path)
+
+
+def test_the_probe_trains_on_features_that_are_encoded_once(phantoms, tmp_path):
+    dataset = read_dataset(phantoms)
+    settings = replace(recipe("probe"), iterations=6, batch=2, canvas=(56, 112))
+    samples = choose_samples(dataset, dataset.select(["case_0", "case_1"]), SliceChoice(), settings)
+    finetune(samples, dataset.labels, settings, tmp_path / "probe", name="probe", device="cpu")
+    tensors = load_file(tmp_path / "probe" / "adapter.safetensors")
+    assert all(name.startswith("head.") for name in tensors)
+    assert evaluate(tmp_path / "probe", phantoms, tmp_path / "scores", cases=["case_2"], device="cpu")["cases"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"nearest": 9}, "nearest of method pgp is 9"),
+        ({"strip": 4}, "strip"),
+        ({"lora_rank": -1}, "lora_rank"),
+        ({"temperature": 0.0}, "temperature"),
+        ({"fuse": False, "ppg": False}, "fuse"),
+        ({"beta": 1}, "no setting 'beta'"),
+        ({"alpha": "many"}, "not a int"),
+    ],
+)
+def test_method_settings_that_cannot_work_are_refused(change, message):
+    with pytest.raises(UserError, match=message) as caught:
+        make_settings("pgp", change)
+    assert "\n" not in str(caught.value)

@@ -59,6 +59,20 @@ class PGPSettings:
     fuse: bool = True
     prior: bool = True
 
+    def __post_init__(self) -> None:
+        limits = {
+            "lora_rank": (self.lora_rank >= 0, "0 or more"),
+            "alpha": (self.alpha >= 1, "1 or more"),
+            "nearest": (1 <= self.nearest <= self.alpha, "1 to alpha"),
+            "strip": (self.strip >= 1 and self.strip % 2 == 1, "an odd number"),
+            "profiles": (self.profiles >= 1, "1 or more"),
+            "temperature": (self.temperature > 0, "positive"),
+            "fuse": (self.fuse or self.ppg, "true where ppg is false, or the taps would reach nothing"),
+        }
+        for name, (good, expected) in limits.items():
+            if not good:
+                raise UserError(f"setting {name} of method pgp is {getattr(self, name)}", f"It must be {expected}.")
+
 
 @dataclass(frozen=True)
 class ProbeSettings:

@@ -208,16 +208,15 @@ class FeatureCache:
 
     def __init__(self, network: SegmentationNetwork) -> None:
         self.network = network
-        self.known: dict[int, Features] = {}
+        self.known: dict[int, Tensor] = {}
 
     @torch.no_grad()
     def __call__(self, indices: Sequence[int], images: Tensor) -> Features:
         for index, image in zip(indices, images, strict=True):
             if index not in self.known:
                 with autocast(image.device):
-                    neck = self.network.encoder(image[None]).neck
-                self.known[index] = Features(neck.half(), (neck[:, :0], neck[:, :0]))
-        necks = torch.cat([self.known[i].neck for i in indices]).float()
+                    self.known[index] = self.network.encoder(image[None]).neck.half()
+        necks = torch.cat([self.known[i].float() for i in indices])
         return Features(necks, (necks[:, :0], necks[:, :0]))
 
 
