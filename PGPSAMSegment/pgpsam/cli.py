@@ -73,6 +73,7 @@ def segment(options: argparse.Namespace) -> None:
     """`pgpsam segment`. Checks what can be checked before the work, writes only after it."""
     check_outputs(options)
     volume = read_volume(options.input)
+    reference = read_reference(options, volume) if options.reference else None
     from pgpsam.report import organ_table, overview_png, write_points, write_report
     from pgpsam.segmenter import Segmenter
 
@@ -91,7 +92,7 @@ def segment(options: argparse.Namespace) -> None:
     picture = overview_png(volume, result, options.preview) if options.preview else None
     if options.report:
         write_report(volume, result, options.report, picture)
-    dice = agreement(options, volume, result.labels, segmenter.label_set) if options.reference else {}
+    dice = agreement(result.labels, segmenter.label_set, *reference) if reference else {}
     rows = []
     for row in organ_table(volume, result):
         extra = [number(dice.get(row.name))] if options.reference else []
@@ -130,18 +131,32 @@ def check_outputs(options: argparse.Namespace) -> None:
             raise UserError(f"{path} is the input itself", "Give another output path.")
 
 
-def agreement(
-    options: argparse.Namespace, volume: Volume, labels: NDArray[np.uint8], label_set: LabelSet
-) -> dict[str, float]:
-    """Dice with given labels by organ name; nan where neither has the organ."""
+def read_reference(options: argparse.Namespace, volume: Volume) -> tuple[NDArray[np.integer], dict[int, str]]:
+    """Given labels [z, y, x] on the volume's grid and the names of their ids; {} where they have none.
+
+    Raises:
+        UserError: unreadable files, or labels on another grid.
+    """
     reference = read_labels_on(volume, options.reference)
-    names = read_labels(options.reference)[2] or {label.id: label.name for label in label_set}
-    if options.reference_names:
-        try:
-            names = {int(i): str(n) for i, n in json.loads(Path(options.reference_names).read_text()).items()}
-        except (OSError, ValueError, AttributeError) as error:
-            raise UserError(f"cannot read {options.reference_names}: {error}") from error
-    ids = {name: identifier for identifier, name in names.items()}
+    if not options.reference_names:
+        return reference, read_labels(options.reference)[2]
+    try:
+        names = json.loads(Path(options.reference_names).read_text(encoding="utf-8"))
+        return reference, {int(i): str(n) for i, n in names.items()}
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"cannot read {options.reference_names}: {error}") from error
+
+
+def agreement(
+    labels: NDArray[np.uint8], label_set: LabelSet, reference: NDArray[np.integer], names: dict[int, str]
+) -> dict[str, float]:
+    """Dice with given labels by organ name; nan where neither has the organ.
+
+    Args:
+        labels: ids of `label_set`, [z, y, x]. reference: given labels on the same grid.
+        names: of the reference's ids; {} where they are the model's own.
+    """
+    ids = {name: identifier for identifier, name in names.items()} or {o.name: o.id for o in label_set}
     scores = {}
     for label in label_set:
         ours = labels == label.id

@@ -391,7 +391,7 @@ def test_lora_can_be_limited_to_some_blocks() -> None:
 
 
 def test_lora_says_when_nothing_matches() -> None:
-    with pytest.raises(ValueError, match=r"no attention q or v Linear matches .* in SamViT"):
+    with pytest.raises(UserError, match=r"lora_stages .* matches no attention of SamViT"):
         add_lora(small_vit(), 4, 4.0, stages="layers.*")
 
 

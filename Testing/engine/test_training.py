@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from pgpsam.errors import Cancelled, UserError
 from pgpsam.network.methods import Output, make_settings
 from pgpsam.training.augment import Augmentation, Augmenter
+from pgpsam.training.commands import finetune_main
 from pgpsam.training.data import annotated_slices, load_case, read_dataset, read_slice_list
 from pgpsam.training.finetune import Sampler, TrainingSettings, finetune, learning_rate
 from pgpsam.training.losses import class_weights, segmentation_loss, total_loss
@@ -296,3 +297,24 @@ def test_method_settings_that_cannot_work_are_refused(change, message):
     with pytest.raises(UserError, match=message) as caught:
         make_settings("pgp", change)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("lr=fast", "--set lr"),
+        ("canvas=[168]", "--set canvas"),
+        ("nearest=99", "nearest"),
+        ("lora_stages=nothing", "matches no attention"),
+        ("lora_stages=(", "regular expression"),
+        ("lr", "NAME=VALUE"),
+    ],
+)
+def test_settings_on_the_command_line_that_cannot_work_are_one_line(phantoms, tmp_path, capsys, setting, message):
+    arguments = ["--data", str(phantoms), "--out", str(tmp_path / "m"), "--progress", "none", "--set", setting]
+    assert finetune_main(arguments) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert error.startswith("error: ")
+    assert "\n" not in error
+    assert not (tmp_path / "m").exists()

@@ -28,15 +28,18 @@ def add_lora(encoder: nn.Module, rank: int, alpha: float, stages: str = r".*") -
         The names of the adapted Linears.
 
     Raises:
-        ValueError: the encoder has no Linear that matches.
+        UserError: the encoder has no Linear that matches, or `stages` is no regular expression.
     """
     encoder.requires_grad_(False)
     if rank == 0:
         return []
     pattern = rf"(?:{stages})\.(q|v)"
-    names = [n for n, m in encoder.named_modules() if isinstance(m, nn.Linear) and re.fullmatch(pattern, n)]
+    try:
+        names = [n for n, m in encoder.named_modules() if isinstance(m, nn.Linear) and re.fullmatch(pattern, n)]
+    except re.error as error:
+        raise UserError(f"lora_stages '{stages}' is not a regular expression: {error}") from error
     if not names:
-        raise ValueError(f"no attention q or v Linear matches {pattern!r} in {type(encoder).__name__}")
+        raise UserError(f"lora_stages '{stages}' matches no attention of {type(encoder).__name__}")
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, bias="none", target_modules=names)
     inject_adapter_in_model(config, encoder)
     return names

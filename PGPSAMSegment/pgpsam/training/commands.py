@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pgpsam.errors import UserError
-from pgpsam.network.methods import METHODS
+from pgpsam.network.methods import METHODS, make_settings
 from pgpsam.slices import Preparation
 from pgpsam.terminal import ProgressReporter, add_common, number, print_table, run
 from pgpsam.training.finetune import TrainingSettings
@@ -136,7 +136,8 @@ def apply(settings: TrainingSettings, values: dict[str, Any]) -> TrainingSetting
     """Put `values` where they belong: the run's own settings, its preparation, or the method's.
 
     Raises:
-        UserError: a preparation that is out of range. Method settings are checked when the network is built.
+        UserError: a value of the wrong type, a preparation that is out of range, or an unknown or unusable setting of
+            the method.
     """
     run_values: dict[str, Any] = {}
     preparation = settings.preparation.to_json()
@@ -149,7 +150,24 @@ def apply(settings: TrainingSettings, values: dict[str, Any]) -> TrainingSetting
                 raise UserError("--set augmentation=false turns augmentation off; it has no other value")
             run_values[name] = None
         elif name in TrainingSettings.__dataclass_fields__:
-            run_values[name] = tuple(value) if isinstance(value, list) else value
+            run_values[name] = checked(
+                name, tuple(value) if isinstance(value, list) else value, getattr(settings, name)
+            )
         else:
             method[name] = value
+    make_settings(settings.method, method)
     return replace(settings, **run_values, settings=method, preparation=Preparation.from_json(preparation))
+
+
+def checked(name: str, value: Any, default: Any) -> Any:
+    """The value, if it is of the default's kind.
+
+    Raises:
+        UserError: it is not.
+    """
+    alike = type(value) is type(default) or (isinstance(default, float) and type(value) is int)
+    if alike and isinstance(default, tuple):
+        alike = len(value) == len(default) and all(isinstance(v, (int, float)) for v in value)
+    if not alike:
+        raise UserError(f"--set {name}: {value!r} is not of the kind of {default!r}")
+    return value

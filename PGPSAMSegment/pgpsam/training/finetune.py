@@ -50,7 +50,7 @@ class TrainingSettings:
         method, backbone, settings: what is trained; `settings` over the method's defaults.
         iterations: optimiser steps. batch: slices a step.
         lr: peak learning rate of new parts; `published_lr` of parts that start from SAM's decoder.
-        weight_decay, warmup: of AdamW (0.9, 0.999) and its linear warm-up in iterations; cosine to 1e-6 after it.
+        weight_decay, warmup: of AdamW (0.9, 0.999); iterations of linear warm-up, then a cosine to 1/1000.
         final_weight: (first, last) share of the last pass in the loss, linear over the run.
         average: decay of the exponential moving average of the weights that is saved; 0 saves the last ones.
         empty_share: largest share of slices without organs in what is sampled.
@@ -410,7 +410,7 @@ def load_checkpoint(
         raise UserError(f"{path} is damaged: {error}", "Start without --resume.") from error
     if state["run"] != repr(settings):
         raise UserError(f"{path} belongs to a run with other settings", "Give the same settings, or start anew.")
-    network.load_state_dict(state["trained"], strict=False)
+    put_tensors(network, state["trained"], str(path))
     optimizer.load_state_dict(state["optimizer"])
     average.steps = state["steps"]
     for name, value in state["average"].items():

@@ -125,7 +125,11 @@ def score_cases(
 ) -> list[OrganScore]:
     """Segment whole volumes, every slice, and score them against their labels."""
     rows: list[OrganScore] = []
-    index_of = {label.id: i for i, label in enumerate(dataset.labels, start=1)}
+    ids = np.array([0, *dataset.labels.ids], np.uint8)
+    theirs = np.zeros(256, np.uint8)  # the model's id -> the data set's, by the organ's name
+    for label in segmenter.label_set:
+        if label.name in dataset.labels.names:
+            theirs[label.id] = dataset.labels.by_name(label.name).id
     for case in cases:
         loaded = load_case(case, dataset.labels)
         result = segmenter.segment(
@@ -133,13 +137,8 @@ def score_cases(
             progress=(lambda step, name=case.name: progress(name, step)) if progress else None,  # type: ignore[misc]
             clean=clean,
         )
-        lookup = np.zeros(256, np.uint8)
-        for label in segmenter.label_set:
-            if label.name in dataset.labels.names:
-                lookup[label.id] = index_of[dataset.labels.by_name(label.name).id]
-        ids = np.array([0, *dataset.labels.ids], np.uint8)
         rows += organ_scores(
-            ids[lookup[result.labels]],
+            theirs[result.labels],
             ids[loaded.labels],
             loaded.volume.spacing,
             dataset.labels,
