@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
@@ -35,10 +34,6 @@ CANVASES = {"lite_medsam": (56, 112), "small_vit": (112, 224)}
 
 SWITCHES: list[dict[str, Any]] = [{f.name: False} for f in fields(PGPSettings) if f.default is True]
 SWITCHES.append({"lora_rank": 0})
-
-SOFTMAX_CANCELS = re.compile(r"(k_proj|spread)\.bias$")
-"""Biases that add one constant to all the logits of a softmax, which nothing after it can see: SAM's own key
-biases, and the bias before the class attention. Every other parameter must learn."""
 
 
 @pytest.fixture(scope="module")
@@ -113,14 +108,13 @@ def loss_of(output: Output, labels: Tensor) -> Tensor:
     return total
 
 
-def unlearning(network: SegmentationNetwork, canvas: tuple[int, int]) -> tuple[set[str], set[str]]:
-    """Names of the trainable parameters without a gradient: (found, expected)."""
+def unlearning(network: SegmentationNetwork, canvas: tuple[int, int]) -> set[str]:
+    """Names of the trainable parameters without a gradient."""
     nudge(network, 0.02)
     image, labels = slices(2, *canvas)
     loss_of(network(image.to(torch.float64)), labels).backward()
     trained = {name: value for name, value in network.named_parameters() if value.requires_grad}
-    silent = {n for n, value in trained.items() if value.grad is None or value.grad.norm() < 1e-13}
-    return silent, {name for name in trained if SOFTMAX_CANCELS.search(name)}
+    return {n for n, value in trained.items() if value.grad is None or value.grad.norm() < 1e-13}
 
 
 # ------------------------------------------------------------------------------------ what every method does
@@ -181,8 +175,7 @@ def test_a_method_runs_in_half_precision_and_answers_in_single(
 def test_every_trainable_parameter_learns(
     method: str, backbone: str, published: dict[str, Tensor], double: None
 ) -> None:
-    silent, expected = unlearning(build(method, backbone, published), CANVASES[backbone])
-    assert silent == expected
+    assert not unlearning(build(method, backbone, published), CANVASES[backbone])
 
 
 @every_method
@@ -289,21 +282,22 @@ def counts(network: SegmentationNetwork) -> dict[str, int]:
     return parts
 
 
-@pytest.mark.parametrize(("classes", "expected"), [(14, 7_631_423), (9, 6_910_708)])
+@pytest.mark.parametrize(("classes", "expected"), [(14, 8_516_979), (9, 7_796_314)])
 def test_the_size_of_pgp_is_known(classes: int, expected: int, published: dict[str, Tensor]) -> None:
     k, square = classes, 256 * 256 + 256  # a 1x1 convolution or Linear from C = 256 to C, with its bias
     parts = counts(build("pgp", "lite_medsam", published, classes=k))
     axes = (256 * 16 + 16) + (k * 16 + 16) + 2 * (32 * 16 + 16)  # both profiles of the class attention
-    details = (64 * 32 + 32) + (32 * 32 * 9 + 32 + 2 * 32) + (128 * 64 + 64) + (64 * 64 * 9 + 64 + 2 * 64)
+    details = (64 * 32 + 32) + (32 * 32 * 9 + 32) + (128 * 64 + 64) + (64 * 64 * 9 + 64)
     upscaling = (256 * 64 * 4 + 64) + 2 * 64 + (64 * 32 * 4 + 32)
     assert parts == {
         "encoder": 10_240,  # rank 4 on q and v of the last stage's two blocks
         "prototypes": (1 + 8) * k * 256,
         "cfm": (160 + 320) * 256 + 2 * (256 + 512 + 2 * (5 * 256 + 256) + 512 + 2 * square + 512),
         "ppg": 3 * ((256 + k) * 256 + 256 + 4 * square + k + 2),
-        "ppr": 2 * (axes + (16 + 1) * 5 * k + (256 + k) * 256 + 256 + 3),
-        "fuse": 2 * ((256 * 128 * 9 + 128) + 2 * 128 + (128 * 256 + 256)),
+        "ppr": 2 * (axes + 16 * 5 * k + (256 + k) * 256 + 256 + 3),
+        "fuse": 2 * ((256 * 128 * 9 + 128) + 3 * (128 * 128 * 9 + 128) + 4 * 2 * 128 + (128 * 256 + 256)),
         "decoder": 3_291_264  # SAM's two-way transformer
+        - (2 * (256 + 128 + 128) + 128)  # whose key biases change nothing and stay
         + upscaling
         + details
         + k * (256 + 2 * square + 32 * 256 + 32)  # a token and a hypernetwork a class
@@ -322,14 +316,13 @@ def test_the_size_of_pgp_on_vit_b_is_known() -> None:
     with torch.device("meta"):  # shapes without values
         parts = counts(build_network("pgp", "vit_b", 14, {}))
     assert parts["encoder"] == 147_456
-    assert sum(parts.values()) == 7_982_271
+    assert sum(parts.values()) == 8_868_019
 
 
 @pytest.mark.parametrize("settings", SWITCHES, ids=str)
 def test_each_part_of_pgp_can_be_left_out(settings: dict[str, Any], published: dict[str, Tensor], double: None) -> None:
     network = build("pgp", "lite_medsam", published, **settings)
-    silent, expected = unlearning(network, (28, 56))
-    assert silent == expected
+    assert not unlearning(network, (28, 56))
 
 
 def test_the_stages_run_from_the_deep_tap_to_the_shallow_one(published: dict[str, Tensor]) -> None:

@@ -46,6 +46,11 @@ def sharpen(logits: CosineLogits) -> None:
         logits.log_temperature.fill_(math.log(1e4))
 
 
+def mirrored(vectors: Tensor, channels: int = -1) -> Tensor:
+    """Vectors and their negatives side by side, so that their channels' mean is 0: centring changes nothing."""
+    return torch.cat((vectors, -vectors), channels)
+
+
 # ---------------------------------------------------------------------- any grid, each slice of a batch alone
 
 
@@ -133,26 +138,26 @@ def test_layer_norm_takes_each_position_over_its_channels() -> None:
 def test_cfm_without_weights_doubles_its_features() -> None:
     # Both gates are sigmoid(0): F + F/2 + F/2.
     cfm, tap = CFM(8, CHANNELS), torch.randn(2, 8, 5, 9)
-    zero(cfm.spatial)
+    zero(cfm.across)
     zero(cfm.channel)
     with torch.no_grad():
         torch.testing.assert_close(cfm(tap), 2 * cfm.project(tap))
 
 
-def test_the_spatial_gate_reads_the_means_along_rows_and_columns() -> None:
-    cfm, seen = CFM(1, 1), []
-    cfm.project = nn.Sequential(nn.Identity())
-    cfm.spatial.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
+def test_the_strip_along_rows_is_the_convolution_of_the_published_sum() -> None:
+    cfm, features = CFM(8, CHANNELS), torch.randn(2, CHANNELS, 5, 9)
+    published = features.mean(2, keepdim=True) + features.mean(3, keepdim=True)  # F_s of eq. 1
+    weight, bias = cfm.along.weight[:, :, None], cfm.along.bias
     with torch.no_grad():
-        cfm(torch.tensor([[1.0, 2.0, 3.0], [5.0, 6.0, 7.0]])[None, None])
-    # Means over the height: 3 4 5; over the width: 2, 6.
-    assert seen[0][0, 0].tolist() == [[5.0, 6.0, 7.0], [9.0, 10.0, 11.0]]
+        expected = nn.functional.conv2d(published, weight, bias, padding=(0, 2), groups=CHANNELS)
+        made = cfm.strip_along_rows(features.mean(2), features.mean(3))
+    torch.testing.assert_close(made, expected)
 
 
-@pytest.mark.parametrize(("gate", "factor"), [("spatial", 2.5), ("channel", 2.5)])
+@pytest.mark.parametrize(("gate", "factor"), [("across", 2.5), ("channel", 2.5)])
 def test_a_gate_that_is_wide_open_adds_the_features_once_more(gate: str, factor: float) -> None:
     cfm, tap = CFM(8, CHANNELS), torch.randn(1, 8, 4, 6)
-    zero(cfm.spatial)
+    zero(cfm.across)
     zero(cfm.channel)
     with torch.no_grad():
         getattr(cfm, gate)[-1].bias.fill_(50.0)
@@ -170,18 +175,19 @@ def test_cfm_without_modulation_is_the_projection() -> None:
 
 
 def test_cosine_logits_by_hand() -> None:
-    prototypes = torch.tensor([[[2.0, 0.0], [0.0, -3.0]]])
-    features = torch.tensor([[[5.0, 0.0], [0.0, 0.1], [3.0, 4.0], [-1.0, 0.0]]])
-    expected = torch.tensor([[[10.0, 0.0, 6.0, -10.0], [0.0, -10.0, -8.0, 0.0]]])
+    prototypes = torch.tensor([[[3.0, -3.0, 1.0, -1.0], [7.0, 7.0, 5.0, 5.0]]])  # the second, centred: 1 1 -1 -1
+    features = torch.tensor([[[0.6, -0.6, 0.2, -0.2], [9.0, 9.0, 9.0, 13.0], [8.0, 12.0, 8.0, 12.0]]])
+    # Centred: the same direction; -1 -1 -1 3; -2 2 -2 2. Norms: sqrt 20 and 2; any, sqrt 12, 4.
+    expected = torch.tensor([[[10.0, -4 / 240**0.5 * 10, -0.8944272 * 10], [0.0, -4 / 48**0.5 * 10, 0.0]]])
     with torch.no_grad():
-        torch.testing.assert_close(CosineLogits(10.0)(prototypes, features), expected)
+        torch.testing.assert_close(CosineLogits(10.0)(prototypes, features), expected, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 10.0, 200.0])
 def test_cosine_logits_stay_within_the_temperature_whatever_the_magnitudes(temperature: float) -> None:
     torch.manual_seed(0)
     with torch.no_grad():
-        logits = CosineLogits(temperature)(1e3 * torch.randn(2, 7, 4), 1e-3 * torch.randn(2, 50, 4))
+        logits = CosineLogits(temperature)(1e3 * torch.randn(2, 7, 4), 10 * torch.randn(2, 50, 4))
     assert logits.abs().max() <= temperature * (1 + 1e-5)
     assert logits.abs().max() > 0.9 * temperature
 
@@ -201,8 +207,8 @@ def test_tokens_run_along_rows() -> None:
 
 @pytest.fixture
 def choosing_ppg() -> PPG:
-    """Two classes, two channels; the learned layers pass their input on, and attention chooses one."""
-    ppg = PPG(classes=2, channels=2, temperature=10.0)
+    """Two classes, two mirrored channels; the learned layers pass their input on, and attention chooses one."""
+    ppg = PPG(classes=2, channels=4, temperature=10.0)
     first_of(ppg.relate)
     ppg.sparse, ppg.dense = nn.Sequential(nn.Identity()), nn.Sequential(nn.Identity())
     sharpen(ppg.sparse_logits)
@@ -211,21 +217,22 @@ def choosing_ppg() -> PPG:
 
 
 FOUR = torch.tensor([[[3.0, 0.0], [-1.0, 2.0]], [[0.0, 5.0], [0.0, 2.0]]])[None]  # (3,0) (0,5) / (-1,0) (2,2)
+IMAGE = mirrored(FOUR, 1)
 
 
 def test_the_sparse_prompt_is_what_the_best_matching_position_holds(choosing_ppg: PPG) -> None:
     intra = torch.tensor([[[1.0, 1.1], [-7.0, 0.5]]])
     with torch.no_grad():
-        _, sparse, where = choosing_ppg(FOUR, intra, torch.randn(1, 4, 2))
-    assert sparse.tolist() == [[[2.0, 2.0], [-1.0, 0.0]]]
+        _, sparse, where = choosing_ppg(IMAGE, mirrored(intra), torch.randn(1, 4, 4))
+    assert sparse[..., :2].tolist() == [[[2.0, 2.0], [-1.0, 0.0]]]
     assert where.flatten(2).argmax(-1).tolist() == [[3, 2]]  # row 1, column 1 and row 1, column 0
 
 
 def test_the_dense_prompt_is_the_best_matching_prototype_of_each_position(choosing_ppg: PPG) -> None:
     inter = torch.tensor([[[0.5, 0.0], [0.0, 0.5], [-0.5, 0.1], [0.4, 0.3]]])
     with torch.no_grad():
-        dense, _, _ = choosing_ppg(FOUR, torch.randn(1, 2, 2), inter)
-    chosen = dense[0].permute(1, 2, 0).flatten(0, 1)
+        dense, _, _ = choosing_ppg(IMAGE, torch.randn(1, 2, 4), mirrored(inter))
+    chosen = dense[0, :2].permute(1, 2, 0).flatten(0, 1)
     torch.testing.assert_close(chosen, inter[0, [0, 1, 2, 3]])
 
 
@@ -243,8 +250,8 @@ def test_the_prototypes_are_related_by_their_products_over_the_root_of_the_chann
 
 
 def ppr_of(classes: int, nearest: int, class_weight: float, query_weight: float) -> PPR:
-    """A refinement on two channels whose W_c is flat and whose F_hat is the image feature."""
-    ppr = PPR(classes, 2, nearest, profiles=1, temperature=10.0)
+    """A refinement on two mirrored channels whose W_c is flat and whose F_hat is the image feature."""
+    ppr = PPR(classes, 4, nearest, profiles=1, temperature=10.0)
     first_of(ppr.fuse)
     zero(ppr.spread)
     with torch.no_grad():
@@ -270,10 +277,10 @@ def test_flat_class_attention_adds_the_image_mean_to_classes_and_to_their_neares
     intra = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
     inter = torch.tensor([[[9.0, 1.0], [-1.0, -1.0], [0.1, 4.0]]])
     with torch.no_grad():
-        new_intra, new_inter = ppr(FOUR, torch.rand(1, 2, 2, 2), intra, inter)
+        new_intra, new_inter = ppr(IMAGE, torch.rand(1, 2, 2, 2), mirrored(intra), mirrored(inter))
     # FOUR's mean is (1, 1.75). The nearest are rows 0 and 2; each gets its class's update over two classes.
-    torch.testing.assert_close(new_intra, torch.tensor([[[2.0, 1.75], [1.0, 2.75]]]))
-    torch.testing.assert_close(new_inter, torch.tensor([[[9.5, 1.875], [-1.0, -1.0], [0.6, 4.875]]]))
+    torch.testing.assert_close(new_intra[..., :2], torch.tensor([[[2.0, 1.75], [1.0, 2.75]]]))
+    torch.testing.assert_close(new_inter[..., :2], torch.tensor([[[9.5, 1.875], [-1.0, -1.0], [0.6, 4.875]]]))
 
 
 def test_a_prototype_that_several_classes_choose_gets_all_their_updates() -> None:
@@ -281,8 +288,8 @@ def test_a_prototype_that_several_classes_choose_gets_all_their_updates() -> Non
     intra = torch.tensor([[[1.0, 0.1], [1.0, -0.1]]])
     inter = torch.tensor([[[-5.0, 0.0], [5.0, 0.0]]])
     with torch.no_grad():
-        _, new_inter = ppr(FOUR, torch.rand(1, 2, 2, 2), intra, inter)
-    torch.testing.assert_close(new_inter, torch.tensor([[[-5.0, 0.0], [6.0, 1.75]]]))
+        _, new_inter = ppr(IMAGE, torch.rand(1, 2, 2, 2), mirrored(intra), mirrored(inter))
+    torch.testing.assert_close(new_inter[..., :2], torch.tensor([[[-5.0, 0.0], [6.0, 1.75]]]))
 
 
 def test_sharp_query_attention_adds_the_matching_position() -> None:
@@ -291,9 +298,9 @@ def test_sharp_query_attention_adds_the_matching_position() -> None:
     intra = torch.tensor([[[0.1, 0.0], [0.2, 0.2]]])  # as (3, 0) and (2, 2) in FOUR
     inter = torch.tensor([[[0.3, 0.1], [0.0, 0.7]]])  # nearest to both: row 0, itself most like (3, 0)
     with torch.no_grad():
-        new_intra, new_inter = ppr(FOUR, torch.rand(1, 2, 2, 2), intra, inter)
-    torch.testing.assert_close(new_intra, torch.tensor([[[3.1, 0.0], [2.2, 2.2]]]))
-    torch.testing.assert_close(new_inter, torch.tensor([[[3.3, 0.1], [0.0, 0.7]]]))
+        new_intra, new_inter = ppr(IMAGE, torch.rand(1, 2, 2, 2), mirrored(intra), mirrored(inter))
+    torch.testing.assert_close(new_intra[..., :2], torch.tensor([[[3.1, 0.0], [2.2, 2.2]]]))
+    torch.testing.assert_close(new_inter[..., :2], torch.tensor([[[3.3, 0.1], [0.0, 0.7]]]))
 
 
 @pytest.mark.parametrize(("pool", "expected"), [(3, [302.0, 904.0]), (2, [201.5, 302.0, 905.5])])
@@ -324,7 +331,7 @@ def published_prompts(state: dict[str, Tensor], height: int, width: int) -> Prom
 
 
 def test_the_position_code_is_the_published_one_at_the_published_grid(lite_medsam: dict[str, Tensor]) -> None:
-    prompts, position = published_prompts(lite_medsam, 64, 64), PositionEncoding(256)
+    prompts, position = published_prompts(lite_medsam, 64, 64), PositionEncoding(256, 64.0)
     position.gaussian.copy_(prompts.pe_layer.positional_encoding_gaussian_matrix)
     with torch.no_grad():
         torch.testing.assert_close(position(64, 64), prompts.get_dense_pe(), atol=1e-5, rtol=0)
@@ -332,7 +339,7 @@ def test_the_position_code_is_the_published_one_at_the_published_grid(lite_medsa
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (14, 28), (2, 64)])
 def test_the_same_place_has_the_same_code_on_every_canvas(height: int, width: int) -> None:
-    position = PositionEncoding(CHANNELS)
+    position = PositionEncoding(CHANNELS, 64.0)
     top, left = (64 - height) // 2, (64 - width) // 2
     middle = position(64, 64)[..., top : top + height, left : left + width]
     torch.testing.assert_close(position(height, width), middle)

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch import empty as torch_empty
 
 
 class CosineLogits(nn.Module):
-    """logits[b, p, n] = exp(t) * cos(prototypes[b, p], features[b, n]).
+    """logits[b, p, n] = exp(t) * cos(prototypes[b, p], features[b, n]), each minus the mean of its channels.
+
+    Centred vectors make the cosine a plain layer normalisation and product, several times faster on a CPU than
+    dividing by norms, and a shift that all channels share says nothing of an organ.
 
     Args:
         temperature: exp(t) at the start.
@@ -23,12 +26,13 @@ class CosineLogits(nn.Module):
 
     def __init__(self, temperature: float = 10.0) -> None:
         super().__init__()
-        self.log_temperature = nn.Parameter(torch_empty(()).fill_(math.log(temperature)))
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))
 
     def forward(self, prototypes: Tensor, features: Tensor) -> Tensor:
         """prototypes [B, P, C] and features [B, n, C] -> [B, P, n], in float32."""
-        cosine = F.normalize(prototypes.float(), dim=-1) @ F.normalize(features.float(), dim=-1).transpose(1, 2)
-        return self.log_temperature.exp() * cosine
+        channels = (features.shape[-1],)
+        cosine = F.layer_norm(features, channels) @ F.layer_norm(prototypes, channels).transpose(1, 2) / channels[0]
+        return self.log_temperature.exp() * cosine.float().transpose(1, 2)
 
 
 def to_tokens(features: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pgpsam.network.backbones.tiny_vit import LayerNorm2d
@@ -28,8 +29,8 @@ class CFM(nn.Module):
         self.project = nn.Sequential(nn.Conv2d(inputs, channels, 1), LayerNorm2d(channels))
         self.modulate = modulate
         if modulate:
-            self.spatial = nn.Sequential(
-                nn.Conv2d(channels, channels, (1, strip), padding=(0, strip // 2), groups=channels),
+            self.along = nn.Conv1d(channels, channels, strip, padding=strip // 2, groups=channels)
+            self.across = nn.Sequential(
                 LayerNorm2d(channels),
                 nn.ReLU(),
                 nn.Conv2d(channels, channels, (strip, 1), padding=(strip // 2, 0), groups=channels),
@@ -46,7 +47,26 @@ class CFM(nn.Module):
         features = self.project(tap)
         if not self.modulate:
             return features
-        strips = features.mean(2, keepdim=True) + features.mean(3, keepdim=True)
-        spatial = features * torch.sigmoid(self.spatial(strips))
-        channel = features * torch.sigmoid(self.channel(features.mean((2, 3), keepdim=True)))
-        return features + spatial + channel
+        spatial = torch.sigmoid(self.across(self.strip_along_rows(features.mean(2), features.mean(3))))
+        channel = torch.sigmoid(self.channel(features.mean((2, 3), keepdim=True)))
+        return features * (1 + spatial + channel)
+
+    def strip_along_rows(self, columns: Tensor, rows: Tensor) -> Tensor:
+        """phi_1xk of F_s = columns + rows (broadcast), without making F_s: the strip sees a row's mean as a constant.
+
+        Args:
+            columns: mean over height, [B, C, w]. rows: mean over width, [B, C, h].
+
+        Returns:
+            [B, C, h, w].
+        """
+        inside = F.conv1d(
+            columns.new_ones(1, *columns.shape[1:]),
+            self.along.weight,
+            None,
+            1,
+            self.along.padding,
+            1,
+            self.along.groups,
+        )  # the strip's weights that lie on the image
+        return self.along(columns)[:, :, None] + rows[..., None] * inside[:, :, None]

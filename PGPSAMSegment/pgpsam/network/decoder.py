@@ -24,7 +24,7 @@ class PositionEncoding(nn.Module):
     the same code whatever the canvas's size.
     """
 
-    def __init__(self, channels: int = 256, reach: float = 64.0) -> None:
+    def __init__(self, channels: int, reach: float) -> None:
         super().__init__()
         self.reach = reach
         self.register_buffer("gaussian", torch.randn(2, channels // 2))
@@ -36,7 +36,8 @@ class PositionEncoding(nn.Module):
         rows = (torch.arange(height, device=device) + 0.5 - height / 2) / self.reach
         columns = (torch.arange(width, device=device) + 0.5 - width / 2) / self.reach
         grid = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), -1) * 2
-        angles = 2 * torch.pi * (grid @ self.gaussian)
+        with torch.autocast(device.type, enabled=False):  # angles of many turns lose their place in bfloat16
+            angles = 2 * torch.pi * (grid @ self.gaussian.float())
         return torch.cat((angles.sin(), angles.cos()), -1).permute(2, 0, 1)[None]
 
 
@@ -61,16 +62,21 @@ class ClassHypernetworks(nn.Module):
 
 
 class Detail(nn.Module):
-    """Add an encoder's finer features to the decoder's upscaled ones, then mix with a 3x3 convolution."""
+    """Add an encoder's finer features to the decoder's upscaled ones, then mix with a 3x3 convolution.
+
+    x + ReLU(conv(x + W detail)). Nothing else: at full resolution every operation is as slow as the convolution.
+    """
 
     def __init__(self, inputs: int, channels: int) -> None:
         super().__init__()
         self.project = nn.Conv2d(inputs, channels, 1)
-        self.mix = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), LayerNorm2d(channels), nn.GELU())
+        self.mix = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, detail: Tensor) -> Tensor:
-        detail = F.interpolate(self.project(detail), x.shape[-2:], mode="bilinear", align_corners=False)
-        return x + self.mix(x + detail)
+        detail = self.project(detail)
+        if detail.shape[-2:] != x.shape[-2:]:
+            detail = F.interpolate(detail, x.shape[-2:], mode="bilinear", align_corners=False)
+        return x + F.relu(self.mix(x + detail))
 
 
 class MaskDecoder(nn.Module):
@@ -80,12 +86,17 @@ class MaskDecoder(nn.Module):
         classes: K, background included.
         detail_channels: channels of the encoder's finer features, finest first; () for the published decoder.
         channels: C.
+        reach: how many of the encoder's tokens span the side of the images that SAM's position code was learned on.
     """
 
-    def __init__(self, classes: int, detail_channels: tuple[int, ...] = (), channels: int = 256) -> None:
+    def __init__(
+        self, classes: int, detail_channels: tuple[int, ...] = (), channels: int = 256, reach: float = 64.0
+    ) -> None:
         super().__init__()
         self.transformer = TwoWayTransformer(depth=2, embedding_dim=channels, mlp_dim=2048, num_heads=8)
-        self.position = PositionEncoding(channels)
+        for name, value in self.transformer.named_parameters():
+            value.requires_grad_(not name.endswith("k_proj.bias"))  # shifts all of a query's logits alike
+        self.position = PositionEncoding(channels, reach)
         self.mask_tokens = nn.Parameter(torch.randn(classes, channels))
         self.up1 = nn.ConvTranspose2d(channels, channels // 4, 2, 2)
         self.up1_norm = LayerNorm2d(channels // 4)

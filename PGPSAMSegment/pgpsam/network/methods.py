@@ -17,6 +17,7 @@ from pgpsam.errors import UserError
 from pgpsam.network.backbones import build_backbone
 from pgpsam.network.backbones.tiny_vit import LayerNorm2d
 from pgpsam.network.cfm import CFM
+from pgpsam.network.context import Context
 from pgpsam.network.decoder import MaskDecoder
 from pgpsam.network.features import Features
 from pgpsam.network.lora import add_lora
@@ -132,21 +133,6 @@ class Probe(SegmentationNetwork):
         return Output(upsample(self.head(features.neck), size))
 
 
-class Fuse(nn.Sequential):
-    """What a stage's context adds to the image embedding, nothing at the start: [B, C, h, w] -> [B, C, h, w].
-
-    With it the prompts attend to the embedding enriched by the context, in the space where the prototypes began.
-    """
-
-    def __init__(self, channels: int) -> None:
-        last = nn.Conv2d(channels // 2, channels, 1)
-        for value in last.parameters():
-            nn.init.zeros_(value)
-        super().__init__(
-            nn.Conv2d(channels, channels // 2, 3, padding=2, dilation=2), LayerNorm2d(channels // 2), nn.GELU(), last
-        )
-
-
 class PGPSAM(SegmentationNetwork):
     """PGP-SAM: encoder with LoRA -> first pass without masks -> two stages of (CFM -> PPR -> PPG -> decoder).
 
@@ -171,8 +157,10 @@ class PGPSAM(SegmentationNetwork):
                 self.ppr = nn.ModuleList(
                     [PPR(classes, channels, settings.nearest, settings.profiles, settings.temperature) for _ in taps]
                 )
-        self.fuse = nn.ModuleList([Fuse(channels) for _ in taps]) if settings.fuse else None
-        self.decoder = MaskDecoder(classes, self.encoder.detail_channels if settings.details else (), channels)
+        self.fuse = nn.ModuleList([Context(channels) for _ in taps]) if settings.fuse else None
+        self.decoder = MaskDecoder(
+            classes, self.encoder.detail_channels if settings.details else (), channels, self.encoder.reach
+        )
         if published is not None:
             self.decoder.load_published(published)
         add_lora(self.encoder, settings.lora_rank, settings.lora_alpha, settings.lora_stages)
@@ -198,7 +186,7 @@ class PGPSAM(SegmentationNetwork):
             coarse.append(class_map)
             context = self.cfm[stage](tap)
             if self.fuse is not None:
-                image = context = image + self.fuse[stage](context)
+                image = context = image + self.fuse[stage](image + context)
             if intra is not None and inter is not None:
                 if self.settings.ppr:
                     intra, inter = self.ppr[stage](context, class_map.softmax(1), intra, inter)

@@ -53,7 +53,7 @@ class PPR(nn.Module):
         self.nearest = nearest
         self.rows = AxisProfile(channels, profiles, pool=3)
         self.columns = AxisProfile(classes, profiles, pool=2)
-        self.spread = nn.Conv2d(profiles, classes * (nearest + 1), 1)
+        self.spread = nn.Conv2d(profiles, classes * (nearest + 1), 1, bias=False)  # a softmax ignores a bias
         self.fuse = nn.Conv2d(channels + classes, channels, 1)
         self.logits = CosineLogits(temperature)
         self.class_weight = nn.Parameter(torch.tensor(0.5))

@@ -1,7 +1,8 @@
 """Encoders behind one interface, by id.
 
 Each has `stride`, `multiple` (a canvas's sides are multiples of it), `neck_channels`, `tap_channels`,
-`detail_channels`, `forward(image [B, 3, H, W]) -> Features` and `load_published(state)`.
+`detail_channels`, `reach` (how many tokens span SAM's position code), `forward(image [B, 3, H, W]) -> Features`,
+`lower` and `upper` (its two parts, cut below the first adapted layer), and `load_published(state)`.
 """
 
 from __future__ import annotations

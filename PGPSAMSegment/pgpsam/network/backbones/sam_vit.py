@@ -73,6 +73,7 @@ class SamViT(ImageEncoderViT):
 
     stride = PATCH
     multiple = PATCH
+    reach = 32.0
     neck_channels = 256
     detail_channels: tuple[int, ...] = ()
 
@@ -112,6 +113,14 @@ class SamViT(ImageEncoderViT):
                 taps[index] = tokens.permute(0, 3, 1, 2)
         shallow, deep = (taps[index] for index in self.tapped)
         return Features(neck=self.neck(tokens.permute(0, 3, 1, 2)), taps=(shallow, deep))
+
+    def lower(self, image: Tensor) -> tuple[Tensor, ...]:
+        """LoRA begins at the first block, so nothing worth keeping lies below it: the image itself."""
+        return (image,)
+
+    def upper(self, parts: tuple[Tensor, ...]) -> Features:
+        """From what `lower` gave to the features."""
+        return self(parts[0])
 
     def load_published(self, state: Mapping[str, Tensor]) -> None:
         """Take over a published checkpoint (keys `image_encoder.*`), splitting every fused qkv.

@@ -157,6 +157,7 @@ class TinyViT(nn.Module):
 
     stride = 4
     multiple = 4
+    reach = 64.0
     neck_channels = 256
     tap_channels = (DIMS[2], DIMS[3])
     detail_channels = (DIMS[0], DIMS[1])
@@ -182,10 +183,25 @@ class TinyViT(nn.Module):
         )
 
     def forward(self, image: Tensor) -> Features:
-        x = image.contiguous(memory_format=torch.channels_last)
-        full, half, shallow = self.early(x)
-        deep = self.stages[3](self.merges[2](self.stages[2](shallow)))
+        return self.upper(self.lower(image))
+
+    def lower(self, image: Tensor) -> tuple[Tensor, ...]:
+        """All that lies below the last stage; the image itself, where LoRA adapts something there."""
+        below = (self.patch_embed, *self.stages[:3], *self.merges[:2])
+        if any(value.requires_grad for module in below for value in module.parameters()):
+            return (image,)
+        return self.below(image)
+
+    def upper(self, parts: tuple[Tensor, ...]) -> Features:
+        """From what `lower` gave to the features."""
+        full, half, shallow, middle = parts if len(parts) > 1 else self.below(parts[0])
+        deep = self.stages[3](self.merges[2](middle))
         return Features(neck=self.neck(deep), taps=(shallow, deep), details=(full, half))
+
+    def below(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The ends of stages 0 and 1, stage 1 merged to a quarter of the resolution, and the end of stage 2."""
+        full, half, shallow = self.early(image.contiguous(memory_format=torch.channels_last))
+        return full, half, shallow, self.stages[2](shallow)
 
     def early(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The ends of stages 0 and 1, and stage 1 merged to a quarter of the resolution.
