@@ -25,10 +25,12 @@ from pgpsam.postprocess import keep_components
 from pgpsam.prompts import peak_points, region_labels
 from pgpsam.segmentation import Segmentation
 from pgpsam.slices import Frame, Preparation, body_mask, box_scores, frame_volume, network_input
+from pgpsam.smoothing import AlongZ
 from pgpsam.volume import Volume
 
 BATCH = {"cpu": 2, "cuda": 16, "mps": 4}
 BODY_SHARE = 0.01
+SMOOTH_MM = 2.5
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ class Segmenter:
             progress: called after every batch and at each stage.
             cancelled: asked before every batch.
             partial: called after every batch with the label volume so far, uint8 [z, y, x], and the number of
-                finished slices.
+                slices in it, some behind those encoded, since neighbours smooth each other.
             clean: keep one component of each organ that is one.
 
         Raises:
@@ -127,21 +129,30 @@ class Segmenter:
 
         started = time.monotonic()
         y0, y1, x0, x1 = frame.box
-        done = 0
+        done = written = 0
+        smooth = AlongZ(SMOOTH_MM, volume.spacing[2])
+
+        def put(z: int, logits: torch.Tensor) -> None:
+            nonlocal written
+            best, winner = box_scores(logits[None], frame)[0].softmax(0).max(0)
+            labels[z, y0:y1, x0:x1] = lookup[winner.cpu()].numpy()
+            confidence[z, y0:y1, x0:x1] = best.cpu().numpy()
+            written += 1
+
         for indices, output in self._outputs(volume, frame, todo, cancelled):
             for i, z in enumerate(indices):
-                share = box_scores(output.logits[i : i + 1], frame)[0].softmax(0)
-                best, winner = share.max(0)
-                labels[z, y0:y1, x0:x1] = lookup[winner.cpu()].numpy()
-                confidence[z, y0:y1, x0:x1] = best.cpu().numpy()
+                for ready, logits in smooth.add(z, output.logits[i]):
+                    put(ready, logits)
                 if output.attention is not None:
                     attention[z] = output.attention[i, 1:].float().cpu()
             done += len(indices)
             if partial:
-                partial(labels, done)
+                partial(labels, written)
             if progress:
                 spent = time.monotonic() - started
                 progress(Step("slices", done, len(todo), spent / done * (len(todo) - done)))
+        for ready, logits in smooth.finish():
+            put(ready, logits)
         seconds["slices"] = time.monotonic() - started
 
         started = time.monotonic()
@@ -185,7 +196,8 @@ class Segmenter:
 
 def is_memory_error(error: BaseException) -> bool:
     """Whether torch or Python ran out of memory; the CPU's allocator raises a plain RuntimeError."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "not enough memory" in str(error)
+    texts = ("not enough memory", "can't allocate memory")  # on Windows; on Linux and macOS
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(text in str(error) for text in texts)
 
 
 def preparation_of(spec: ModelSpec) -> Preparation:

@@ -39,7 +39,7 @@ class Preparation:
     """
 
     window: tuple[float, float] = (-125.0, 275.0)
-    spacing_mm: float = 2.0
+    spacing_mm: float = 1.5
     offsets_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
     multiple: int = 56
 

@@ -9,8 +9,8 @@ from pgpsam.segmenter import Segmenter
 from pgpsam.volume import read_labels_on, read_volume
 
 REPORTED = (1, 2, 3, 4, 6, 7, 8, 11)
-FLOOR_MEAN, FLOOR_LIVER = 0.70, 0.85
-TARGET_REASON = "the shipped model was trained for too short a time; see Training/EXPERIMENTS.md"
+FLOOR_MEAN, FLOOR_LIVER = 0.75, 0.89
+TARGET_REASON = "the liver runs on into the right flank of this unenhanced CT; see Training/EXPERIMENTS.md"
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +56,8 @@ def test_agreement_with_the_samples_reference_does_not_fall(dice):
 
 
 @pytest.mark.xfail(reason=TARGET_REASON, strict=True)
-def test_agreement_with_the_samples_reference_reaches_the_target(dice):
+def test_the_livers_agreement_reaches_the_target(dice):
     assert dice[6] >= 0.92
-    assert np.mean(list(dice.values())) >= 0.75
 
 
 def test_right_and_left_are_the_patients(sample):

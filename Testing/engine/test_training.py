@@ -11,10 +11,11 @@ from safetensors.torch import load_file
 
 from pgpsam.errors import Cancelled, UserError
 from pgpsam.network.methods import Output, make_settings
-from pgpsam.training.augment import Augmentation, Augmenter
+from pgpsam.training.augment import Augmentation, Augmenter, Unenhance
+from pgpsam.training.batches import Order
 from pgpsam.training.commands import finetune_main
 from pgpsam.training.data import annotated_slices, load_case, read_dataset, read_slice_list
-from pgpsam.training.finetune import Sampler, TrainingSettings, finetune, learning_rate
+from pgpsam.training.finetune import TrainingSettings, finetune, learning_rate
 from pgpsam.training.losses import class_weights, segmentation_loss, total_loss
 from pgpsam.training.recipes import recipe
 from pgpsam.training.run import SliceChoice, choose_samples, evaluate, split_cases, train_on_dataset
@@ -119,14 +120,15 @@ def test_a_patient_is_trained_on_or_held_out_never_both(phantoms):
         split_cases(dataset, ["case_0", "case_1", "case_2"])
 
 
-def test_sampler_shows_every_filled_slice_once_a_round(phantoms, quick_settings):
+def test_every_filled_slice_comes_once_a_round(phantoms, quick_settings):
     dataset = read_dataset(phantoms)
     samples = choose_samples(dataset, dataset.cases, SliceChoice(fully_annotated=True), quick_settings)
     filled = {i for i, s in enumerate(samples) if s.labels.any()}
-    taken = Sampler(samples, 0.0, seed=0).next(len(filled))
-    assert sorted(taken) == sorted(filled)
-    many = Sampler(samples, 0.25, seed=0).next(16 * 10)
-    assert np.mean([i not in filled for i in many]) == pytest.approx(0.25, abs=0.05)
+    order = Order(samples, 0.0, seed=0)
+    assert sorted(order[i] for i in range(len(filled))) == sorted(filled)
+    assert [order[i] for i in range(50)] == [Order(samples, 0.0, seed=0)[i] for i in range(50)]
+    many = Order(samples, 0.25, seed=0)
+    assert np.mean([many[i] not in filled for i in range(160)]) == pytest.approx(0.25, abs=0.05)
 
 
 def test_learning_rate_warms_up_and_falls_to_almost_nothing():
@@ -152,10 +154,11 @@ def test_loss_of_a_hand_worked_example():
 
 def test_class_weights_of_a_hand_worked_example():
     # Shares 0.64, 0.04, 0.32 and none: to the power -1/2 they are 1.25, 5, 1.7678; their mean over pixels 1.5657.
-    weights = class_weights(torch.tensor([64, 4, 32, 0]))
+    weights = class_weights(torch.tensor([64, 4, 32, 0]), 0.5)
     expected = torch.tensor([1.25, 5.0, 0.32**-0.5, 5.0])
     expected = expected / (0.64 * 1.25 + 0.04 * 5 + 0.32 * 0.32**-0.5)
     assert torch.allclose(weights, expected)
+    assert torch.allclose(class_weights(torch.tensor([64, 4, 32, 0]), 0.0), torch.ones(4))
 
 
 def test_passes_are_weighed():
@@ -318,3 +321,20 @@ def test_settings_on_the_command_line_that_cannot_work_are_one_line(phantoms, tm
     assert error.startswith("error: ")
     assert "\n" not in error
     assert not (tmp_path / "m").exists()
+
+
+def test_contrast_agent_is_taken_out_of_the_bright_organs_only():
+    image, labels = torch.full((1, 30, 30), 0.2), torch.zeros(1, 30, 30)
+    labels[0, :10], labels[0, 20:] = 1, 2
+    image[0, :10], image[0, 20:] = 0.8, 0.3  # brighter than soft tissue (0.425), and darker
+    transform = Unenhance(prob=1.0)
+    transform.set_random_state(1)
+    shares = []
+    for _ in range(50):
+        made = transform({"image": image, "labels": labels})["image"]
+        assert torch.equal(made[0, 12:], image[0, 12:])
+        inner = made[0, 2:8]
+        assert float(inner.std()) < 1e-5
+        shares.append((0.8 - float(inner.mean())) / (0.8 - 0.425))
+    assert 0 <= min(shares) < 0.1
+    assert 0.9 < max(shares) <= 1.0

@@ -9,12 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from monai.transforms import (
     Compose,
     Rand2DElasticd,
     RandAdjustContrastd,
     RandGaussianNoised,
     RandGaussianSmoothd,
+    RandomizableTransform,
     RandScaleIntensityd,
     RandShiftIntensityd,
     ResizeWithPadOrCropd,
@@ -36,6 +39,7 @@ class Augmentation:
         noise: standard deviation of Gaussian noise, in units of the window.
         brightness, contrast: shift and relative scale of the intensities.
         gamma: range of the exponent.
+        unenhanced: how often the drawn organs lose a random share of their contrast agent.
     """
 
     rotate_degrees: float = 15.0
@@ -47,6 +51,38 @@ class Augmentation:
     brightness: float = 0.2
     contrast: float = 0.25
     gamma: tuple[float, float] = (0.7, 1.5)
+    unenhanced: float = 0.3
+
+
+class Unenhance(RandomizableTransform):
+    """Scans with contrast agent -> scans with less of it, or none: brighter organs move towards plain soft tissue.
+
+    All organs of a slice lose the same share of what they are brighter than soft tissue; the texture stays.
+
+    Args:
+        prob: how often.
+        soft_tissue: its grey value in the window, 0..1; 45 HU by default.
+    """
+
+    def __init__(self, prob: float, soft_tissue: float = 0.425) -> None:
+        super().__init__(prob)
+        self.soft_tissue = soft_tissue
+
+    def __call__(self, data: dict[str, Tensor]) -> dict[str, Tensor]:
+        """data: "image" [C, H, W] in 0..1 and "labels" [1, H, W]."""
+        self.randomize(None)
+        if not self._do_transform:
+            return data
+        share = self.R.uniform()
+        image, labels = data["image"], data["labels"]
+        shift = torch.zeros_like(image)
+        for index in labels[labels > 0].unique():
+            inside = (labels == index).expand_as(image)
+            shift[inside] = share * (self.soft_tissue - image[inside].mean()).clamp_max(0)
+        return {
+            **data,
+            "image": image + F.avg_pool2d(shift, 3, 1, 1, count_include_pad=False),
+        }  # no sharp edge where an organ ends
 
 
 class Augmenter:
@@ -80,6 +116,7 @@ class Augmenter:
                     mode=("bilinear", "nearest"),
                     padding_mode="zeros",
                 ),
+                Unenhance(s.unenhanced),
                 RandGaussianNoised("image", prob=0.3, std=s.noise),
                 RandGaussianSmoothd("image", prob=0.2, sigma_x=(0.4, 1.0), sigma_y=(0.4, 1.0)),
                 RandScaleIntensityd("image", factors=s.contrast, prob=0.5),

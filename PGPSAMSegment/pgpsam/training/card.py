@@ -43,7 +43,7 @@ def model_card(spec: ModelSpec) -> str:
         "",
         "## Limits",
         "",
-        "- Slices are segmented one by one; context along z enters only through the clean-up.",
+        "- Slices are segmented one by one; context along z enters only through smoothing and the clean-up.",
         "- Other body regions, other modalities than CT, children, and anatomy after surgery were not seen.",
         "- The confidence is the network's own and was not calibrated.",
         "",
