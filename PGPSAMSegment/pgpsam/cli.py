@@ -1,4 +1,4 @@
-"""The command line `pgpsam`: segment, models, info, weights."""
+"""The command line `pgpsam`: segment, models, info, weights, worker."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     """All commands and their options."""
     parser = argparse.ArgumentParser(prog="pgpsam", description="Organ segmentation in CT without annotations.")
     parser.add_argument("--version", action="version", version=f"pgpsam {pgpsam.__version__}")
-    commands = parser.add_subparsers(required=True, metavar="segment | models | info | weights")
+    commands = parser.add_subparsers(required=True, metavar="segment | models | info | weights | worker")
 
     command = commands.add_parser("segment", help="segment a CT volume")
     command.add_argument("input", metavar="IN", help="NIfTI, NRRD or MHA file, or a DICOM folder")
@@ -58,6 +58,11 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("model")
     command.add_argument("--debug", action="store_true", help="show a traceback with errors")
     command.set_defaults(action=info)
+
+    command = commands.add_parser("worker", help="serve 3D Slicer: JSON lines on standard input and output")
+    command.add_argument("--log", metavar="FILE", help="where the log goes, beside standard error")
+    command.add_argument("--debug", action="store_true", help="show a traceback with errors")
+    command.set_defaults(action=worker)
 
     weights = commands.add_parser("weights", help="base weights of the backbones").add_subparsers(required=True)
     command = weights.add_parser("fetch", help="download and check a backbone's published weights")
@@ -223,3 +228,10 @@ def fetch_weights(options: argparse.Namespace) -> None:
             progress=lambda done, total: report("downloading", done, total, 0.0),
         )
     print(f"{options.backbone}: {path}")
+
+
+def worker(options: argparse.Namespace) -> None:
+    """`pgpsam worker`."""
+    from pgpsam.worker import serve
+
+    serve(options.log)

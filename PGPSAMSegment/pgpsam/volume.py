@@ -148,6 +148,23 @@ class Grid:
         back = np.argsort(self.order)
         return np.flip(array, self._flipped(lead)).transpose(*range(lead), *(lead + int(a) for a in back))
 
+    @property
+    def axial_axis(self) -> int:
+        """The axis of the source array ``[k, j, i]`` along which its axial slices are stacked."""
+        return self.order[0]
+
+    def axial_index(self, z: int) -> int:
+        """A canonical slice's index along the source's axial axis; the very same turn leads back."""
+        return self.shape[self.axial_axis] - 1 - z if self.flips[0] else z
+
+    def source_index(self, z: int, y: int, x: int) -> tuple[int, int, int]:
+        """The source index ``(i, j, k)`` of a canonical voxel."""
+        kji = [0, 0, 0]
+        for index, axis, flip in zip((z, y, x), self.order, self.flips, strict=True):
+            kji[axis] = self.shape[axis] - 1 - index if flip else index
+        k, j, i = kji
+        return i, j, k
+
     def _flipped(self, lead: int) -> tuple[int, ...]:
         return tuple(lead + axis for axis, flip in enumerate(self.flips) if flip)
 

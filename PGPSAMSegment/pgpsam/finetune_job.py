@@ -1,0 +1,166 @@
+"""The job "finetune": a new model folder from a data set, or from cases that Slicer's user has annotated.
+
+It turns a request into samples and settings; training itself is the room `training`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pgpsam import exchange
+from pgpsam.errors import UserError
+from pgpsam.hello import score_line
+from pgpsam.jobs import Job, Warm, checked
+from pgpsam.labels import ABDOMEN, LabelSet
+from pgpsam.models.store import SCHEMA_VERSION, ModelSpec, find_model, load_model, load_spec, save_model
+
+if TYPE_CHECKING:  # the worker must not wait for torch before it is needed
+    from pgpsam.training.data import LoadedCase, Sample
+    from pgpsam.training.finetune import TrainingSettings
+
+
+def finetune(job: Job, warm: Warm) -> dict[str, Any]:
+    """ "finetune": a new model folder from a data set's folder, or from the cases that the request brings."""
+    from pgpsam.training.card import model_card
+    from pgpsam.training.finetune import Progress
+    from pgpsam.training.finetune import finetune as train
+    from pgpsam.training.run import SliceChoice, train_on_dataset
+
+    def step(news: Progress) -> None:
+        job.progress("training", news.iteration, news.iterations, news.eta_seconds, f"loss {news.loss:.3f}")
+
+    def scoring(case: str, news: Any) -> None:
+        job.check()
+        job.progress("scoring", news.done, news.total, news.eta_seconds, case)
+
+    out = Path(job.need("out", str))
+    name = job.get("name", str, out.resolve().name)
+    settings = training_settings(job)
+    device = warm.device(job.get("device", str, "auto"))
+    common: dict[str, Any] = {"name": name, "device": device, "progress": step, "cancelled": job.stop.is_set}
+    summary: dict[str, Any] | None = None
+    check_model_name(name, settings)
+    warm.clear()
+    if job.request.get("data") is not None:
+        data = job.need("data", str)
+        job.progress("prepare", 0, 1)
+        summary = train_on_dataset(data, out, settings, SliceChoice(), scoring=scoring, **common)
+    else:
+        label_set = exchange.organs_from_json(job.need("labels", list))
+        samples = case_samples(job, label_set, settings)
+        job.progress("training", 0, settings.iterations)  # the first step takes long: it encodes many slices
+        told = {"data": "annotated in 3D Slicer", "choice": "the slices that were annotated", "held_out": []}
+        train(samples, label_set, settings, out, provenance=told, **common)
+        spec, tensors = load_model(out)
+        save_model(out, spec, tensors, model_card(spec))
+    spec = load_spec(out)
+    return {"folder": str(out.resolve()), "model": spec.name, "score": score_line(spec), "scores": summary}
+
+
+def training_settings(job: Job) -> TrainingSettings:
+    """The method's recipe, or that of the model to start from, with the request's settings over it.
+
+    Raises:
+        UserError: an unknown method, setting or model.
+    """
+    from pgpsam.slices import Preparation
+    from pgpsam.training.commands import apply
+    from pgpsam.training.recipes import recipe
+
+    start = job.get("start_from", str, "")
+    if start:
+        spec = load_spec(find_model(start))
+        settings = replace(
+            recipe(job.get("method", str, spec.method)),
+            backbone=spec.backbone,
+            settings=spec.settings,
+            preparation=Preparation.from_json(spec.preparation),
+            start_from=start,
+        )
+    else:
+        settings = recipe(job.get("method", str, "pgp"))
+    values = job.get("settings", dict, {})
+    if job.request.get("iterations") is not None:
+        values = {**values, "iterations": job.need("iterations", int)}
+    settings = apply(settings, values)
+    if settings.iterations < 1:
+        raise UserError(f"{settings.iterations} iterations are none", "Train for at least one.")
+    return settings
+
+
+def check_model_name(name: str, settings: TrainingSettings) -> None:
+    """Refuse now what model.json would refuse after minutes of training.
+
+    Raises:
+        UserError: the name cannot name a model.
+    """
+    ModelSpec(SCHEMA_VERSION, name, "", settings.backbone, "0" * 64, settings.method, {}, {}, ABDOMEN, {}, {})
+
+
+def case_samples(job: Job, label_set: LabelSet, settings: TrainingSettings) -> list[Sample]:
+    """The annotated slices of the request's cases, prepared.
+
+    Raises:
+        UserError: unreadable cases, labels on another grid, or no slice with an organ.
+    """
+    from pgpsam.training.data import make_samples
+
+    samples: list[Sample] = []
+    cases = job.need("cases", list)
+    for number, item in enumerate(cases):
+        job.check()
+        job.progress("prepare", number, len(cases))
+        case, slices = read_case(item, label_set, f"{job.do}: case {number}")
+        samples += make_samples(case, slices, settings.preparation)
+    if not any(bool(sample.labels.any()) for sample in samples):
+        raise UserError("none of the annotated slices shows an organ", "Draw the organs in a few slices first.")
+    return samples
+
+
+def read_case(item: Any, label_set: LabelSet, where: str) -> tuple[LoadedCase, list[int]]:
+    """A case that came as two arrays, and the canonical z of its annotated slices.
+
+    Args:
+        item: name, volume, affine, labels (ids, [k, j, i]) and, if given, slices: the annotated ones, counted along
+            the input's axial axis.
+
+    Raises:
+        UserError, ProtocolError: as `case_samples`.
+    """
+    from pgpsam.training.data import LoadedCase
+
+    name = checked(item, "name", str, where)
+    affine = checked(item, "affine", list, where)
+    volume = exchange.read_volume_array(checked(item, "volume", str, where), affine, name)
+    ids = exchange.read_array(checked(item, "labels", str, where))
+    if ids.shape != volume.grid.shape:
+        raise UserError(f"{name}: its labels have the shape {ids.shape}, but its volume has {volume.grid.shape}")
+    indices = exchange.class_indices(ids, label_set, name)
+    case = LoadedCase(name, volume, np.ascontiguousarray(volume.grid.to_canonical(indices)))
+    listed = None if item.get("slices") is None else checked(item, "slices", list, where)
+    return case, annotated(case, listed)
+
+
+def annotated(case: LoadedCase, listed: list[Any] | None) -> list[int]:
+    """Canonical z of the slices whose labels may be trusted.
+
+    Those that are listed; without a list, those without an unannotated voxel, if any voxel is marked so at all;
+    otherwise those that show an organ.
+
+    Raises:
+        UserError: a listed slice does not exist or has unannotated voxels.
+    """
+    open_slices = (case.labels == exchange.UNANNOTATED).any((1, 2))
+    if listed is None:
+        return np.flatnonzero(~open_slices if open_slices.any() else case.labels.any((1, 2))).tolist()
+    depth = len(case.labels)
+    for number in listed:
+        if not isinstance(number, int) or not 0 <= number < depth:
+            raise UserError(f"{case.name} has no slice {number!r}: it has 0 to {depth - 1}")
+        if open_slices[case.volume.grid.axial_index(number)]:
+            raise UserError(f"{case.name}: slice {number} is listed, but not all of it is annotated")
+    return sorted({case.volume.grid.axial_index(number) for number in listed})
