@@ -1,0 +1,281 @@
+"""Between arrays ``[k, j, i]`` and MRML's images: export of a volume, labelmaps, a segment's voxels.
+
+Nothing is turned here: arrays and matrices go as Slicer holds them, and the engine does all orientation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import slicer
+import vtk
+from numpy.typing import NDArray
+from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
+
+from .nodes import BINARY, SceneError
+
+_REFERENCE_GEOMETRY = "Reference image geometry"
+_SAME = 0.01  # voxels: how far a grid may lie off another one anywhere and still count as the same
+
+
+# ------------------------------------------------------------------------------------------- volume -> engine
+
+
+def check_volume(volumeNode: Any) -> None:
+    """Says what a volume that cannot be segmented lacks.
+
+    Raises:
+        SceneError: no volume, not in a scene, a sequence, a label map, colours or several components, no voxels,
+            a non-linear transform.
+    """
+    if volumeNode is None:
+        raise SceneError("no volume is selected", "Load a CT and select it as the input volume")
+    name = f"'{volumeNode.GetName()}'"
+    if volumeNode.GetScene() is None:
+        raise SceneError(f"the volume {name} is no longer in the scene", "Select another volume")
+    if volumeNode.IsA("vtkMRMLSequenceNode"):
+        raise SceneError(
+            f"{name} is a sequence, not one volume", "Add it to a sequence browser and select its proxy volume"
+        )
+    if not volumeNode.IsA("vtkMRMLScalarVolumeNode"):
+        raise SceneError(f"{name} is not an image volume", "Select a scalar volume, such as a CT")
+    if volumeNode.IsA("vtkMRMLLabelMapVolumeNode"):
+        raise SceneError(f"{name} is a label map, not an image", "Select the CT that it was drawn on")
+    image = volumeNode.GetImageData()
+    if image is None or image.GetPointData().GetScalars() is None or image.GetNumberOfPoints() == 0:
+        raise SceneError(f"the volume {name} has no voxels", "Load its image file again")
+    if volumeNode.IsA("vtkMRMLTensorVolumeNode") or image.GetNumberOfScalarComponents() != 1:
+        raise SceneError(
+            f"the volume {name} has {image.GetNumberOfScalarComponents()} values a voxel (colours or time points)",
+            "Select a scalar volume: Vector to Scalar Volume, or one frame of it as a sequence",
+        )
+    transform = volumeNode.GetParentTransformNode()
+    if transform is not None and not transform.IsTransformToWorldLinear():
+        raise SceneError(
+            f"the volume {name} is under the non-linear transform '{transform.GetName()}'",
+            "Harden the transform (Data module, right-click on the volume's transform), or take it off",
+        )
+
+
+def export_volume(volumeNode: Any, folder: str | Path) -> dict[str, Any]:
+    """Writes a volume's voxels for the engine, as they are and in their own number type.
+
+    A linear transform that the volume is under goes into the affine, so that the engine sees the patient as the
+    views show him. A sequence's proxy volume gives the frame that it shows.
+
+    Returns:
+        {"volume": path of ``v.npy`` [k, j, i], "affine": [4, 4] nested lists, (i, j, k) to RAS mm}.
+
+    Raises:
+        SceneError: as `check_volume`, or the file cannot be written.
+    """
+    check_volume(volumeNode)
+    path = Path(folder) / "v.npy"
+    save(path, slicer.util.arrayFromVolume(volumeNode))
+    return {"volume": str(path), "affine": ijk_to_world(volumeNode).tolist()}
+
+
+def save(path: Path, array: NDArray[Any]) -> None:
+    """Writes an array for the engine; half a file does not stay.
+
+    Raises:
+        SceneError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, array)
+    except OSError as error:
+        if path.is_file():
+            path.unlink()
+        raise SceneError(
+            f"nothing could be handed to the engine: {error.strerror or error} ({path})",
+            "Make room on that disk, or choose another temporary folder in Edit > Application Settings",
+        ) from error
+
+
+def ijk_to_ras(volumeNode: Any) -> NDArray[np.float64]:
+    """[4, 4]: (i, j, k) to RAS mm in the volume's own frame, without any transform it is under."""
+    matrix = vtk.vtkMatrix4x4()
+    volumeNode.GetIJKToRASMatrix(matrix)
+    return slicer.util.arrayFromVTKMatrix(matrix)
+
+
+def ijk_to_world(volumeNode: Any) -> NDArray[np.float64]:
+    """[4, 4]: (i, j, k) to RAS mm as the views show it, linear transforms included."""
+    return to_world(volumeNode) @ ijk_to_ras(volumeNode)
+
+
+def to_world(node: Any) -> NDArray[np.float64]:
+    """[4, 4]: a node's own frame to the world, through the linear transforms that it is under."""
+    matrix = vtk.vtkMatrix4x4()
+    if node.GetParentTransformNode() is not None:
+        node.GetParentTransformNode().GetMatrixTransformToWorld(matrix)
+    return slicer.util.arrayFromVTKMatrix(matrix)
+
+
+def shape_of(volumeNode: Any) -> tuple[int, int, int]:
+    """``(k, j, i)``."""
+    i, j, k = volumeNode.GetImageData().GetDimensions()
+    return k, j, i
+
+
+# -------------------------------------------------------------------------------------- arrays -> MRML images
+
+
+def labelmap(array: NDArray[np.uint8], affine: NDArray[np.float64]) -> Any:
+    """A labelmap layer that several segments may share: the box of the non-zero voxels, at its place on the grid.
+
+    Args:
+        array: uint8 [k, j, i] on the volume's grid.
+        affine: [4, 4], (i, j, k) to RAS mm.
+
+    Returns:
+        vtkOrientedImageData, a copy; an array of zeros gives one empty voxel, as Slicer cannot hold none.
+    """
+    (k0, k1), (j0, j1), (i0, i1) = (_range(array, axis) for axis in range(3))
+    image = slicer.vtkOrientedImageData()
+    image.SetExtent(i0, i1 - 1, j0, j1 - 1, k0, k1 - 1)
+    box = np.ascontiguousarray(array[k0:k1, j0:j1, i0:i1])
+    image.GetPointData().SetScalars(numpy_to_vtk(box.ravel(), deep=True, array_type=vtk.VTK_UNSIGNED_CHAR))
+    image.SetGeometryFromImageToWorldMatrix(slicer.util.vtkMatrixFromArray(affine))
+    return image
+
+
+def full_labelmap(shape: tuple[int, int, int], affine: NDArray[np.float64]) -> Any:
+    """A labelmap layer of zeros over the whole grid, to be written to in place."""
+    image = slicer.vtkOrientedImageData()
+    image.SetDimensions(shape[2], shape[1], shape[0])
+    image.AllocateScalars(vtk.VTK_UNSIGNED_CHAR, 1)
+    image.SetGeometryFromImageToWorldMatrix(slicer.util.vtkMatrixFromArray(affine))
+    view(image)[:] = 0
+    return image
+
+
+def view(image: Any) -> NDArray[Any]:
+    """An image's own voxels [k, j, i], not a copy: call ``image.Modified()`` after writing."""
+    i, j, k = image.GetDimensions()
+    return vtk_to_numpy(image.GetPointData().GetScalars()).reshape(k, j, i)
+
+
+def only(labels: NDArray[Any], ids: Any) -> NDArray[np.uint8]:
+    """A copy of labels [k, j, i] with every id but `ids` set to 0."""
+    kept = np.zeros(256, np.uint8)
+    kept[list(ids)] = list(ids)
+    return kept[labels]
+
+
+def _range(array: NDArray[Any], axis: int) -> tuple[int, int]:
+    others = tuple(other for other in range(array.ndim) if other != axis)
+    used = np.flatnonzero(array.any(axis=others))
+    return (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 1)
+
+
+# ----------------------------------------------------------------------------------------- segments -> arrays
+
+
+def segment_box(segmentation: Any, segment_id: str) -> tuple[NDArray[np.bool_], tuple[int, int, int]] | None:
+    """A segment's voxels, cut to the box that holds them, and where that box lies on the segmentation's grid.
+
+    Args:
+        segmentation: vtkSegmentation with its reference geometry set.
+
+    Returns:
+        bool [k, j, i] and the box's first (k, j, i); an empty array at (0, 0, 0) for a segment without voxels;
+        None where the segment has no voxels of its own on that grid (a surface, or another grid).
+    """
+    segment = segmentation.GetSegment(segment_id)
+    image = segment.GetRepresentation(BINARY) if segment is not None else None
+    reference = _reference(segmentation)
+    if image is None or reference is None:
+        return None
+    if image.GetPointData().GetScalars() is None or image.GetNumberOfPoints() == 0:
+        return np.zeros((0, 0, 0), bool), (0, 0, 0)
+    step = np.linalg.solve(_image_to_world(reference), _image_to_world(image))
+    offset = np.rint(step[:3, 3])
+    sides = np.array(reference.GetDimensions())
+    drift = np.abs(step[:3, :3] - np.eye(3)) @ sides + np.abs(step[:3, 3] - offset)
+    if drift.max() > _SAME:
+        return None
+    inside = view(image) == segment.GetLabelValue()
+    (k0, k1), (j0, j1), (i0, i1) = (_range(inside, axis) for axis in range(3))
+    if not inside.any():
+        return np.zeros((0, 0, 0), bool), (0, 0, 0)
+    extent = image.GetExtent()
+    origin = np.array(reference.GetExtent()[::2])
+    i, j, k = np.array([i0 + extent[0], j0 + extent[2], k0 + extent[4]]) + offset.astype(int) - origin
+    return np.ascontiguousarray(inside[k0:k1, j0:j1, i0:i1]), (int(k), int(j), int(i))
+
+
+def segment_mask(segmentationNode: Any, segment_id: str, shape: tuple[int, int, int]) -> NDArray[np.bool_]:
+    """A segment's voxels on the grid of the segmentation's reference volume, bool ``[k, j, i]`` of `shape`.
+
+    What was painted outside the volume is cut off.
+
+    Raises:
+        SceneError: the segment lies on another grid.
+    """
+    segmentation = segmentationNode.GetSegmentation()
+    found = segment_box(segmentation, segment_id)
+    if found is None:
+        name = segmentation.GetSegment(segment_id).GetName()
+        raise SceneError(
+            f"the segment '{name}' has no voxels on the grid of its volume",
+            "In the Segment Editor, set the source volume's geometry (the button beside it)",
+        )
+    box, start = found
+    mask = np.zeros(shape, bool)
+    low = [max(at, 0) for at in start]
+    high = [
+        max(min(at + side, length), least) for at, side, length, least in zip(start, box.shape, shape, low, strict=True)
+    ]
+    inside = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+    mask[inside] = box[tuple(slice(a - at, b - at) for a, b, at in zip(low, high, start, strict=True))]
+    return mask
+
+
+def fingerprint(segmentation: Any, segment_id: str) -> str:
+    """Changes with the segment's voxels and nothing else: not with names, padding, saving or loading."""
+    found = segment_box(segmentation, segment_id)
+    if found is None:
+        return "another grid"
+    box, start = found
+    digest = hashlib.sha256(repr((box.shape, start)).encode())
+    digest.update(np.packbits(box).tobytes())
+    return digest.hexdigest()
+
+
+def same_grid(segmentation: Any, volumeNode: Any) -> bool:
+    """Whether the segmentation's reference grid is the volume's, or it has none yet."""
+    reference = _reference(segmentation)
+    if reference is None:
+        return True
+    step = np.linalg.solve(_image_to_world(reference), ijk_to_ras(volumeNode))
+    sides = np.array(volumeNode.GetImageData().GetDimensions())
+    drift = np.abs(step[:3, :3] - np.eye(3)) @ sides + np.abs(step[:3, 3] - np.array(reference.GetExtent()[::2]))
+    return tuple(reference.GetDimensions()) == tuple(sides) and drift.max() <= _SAME
+
+
+def reference_affine(segmentation: Any) -> NDArray[np.float64]:
+    """[4, 4]: (i, j, k) on the segmentation's reference grid, counted from 0, to its own RAS mm."""
+    reference = _reference(segmentation)
+    start = np.eye(4)
+    start[:3, 3] = reference.GetExtent()[::2]
+    return _image_to_world(reference) @ start
+
+
+def _reference(segmentation: Any) -> Any:
+    """The segmentation's reference geometry as an image without voxels, or None."""
+    text = segmentation.GetConversionParameter(_REFERENCE_GEOMETRY)
+    image = slicer.vtkOrientedImageData()
+    if not text or not slicer.vtkSegmentationConverter.DeserializeImageGeometry(text, image, False):
+        return None
+    return image
+
+
+def _image_to_world(image: Any) -> NDArray[np.float64]:
+    matrix = vtk.vtkMatrix4x4()
+    image.GetImageToWorldMatrix(matrix)
+    return slicer.util.arrayFromVTKMatrix(matrix)

@@ -1,0 +1,95 @@
+"""The model's confidence as a volume of the scene, and as a coloured overlay on the slices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import slicer
+import vtk
+from numpy.typing import NDArray
+from vtk.util.numpy_support import vtk_to_numpy
+
+from .grid import ijk_to_ras
+from .nodes import CONFIDENCE, FIRST, PREFIX, SceneError, add_beside, add_companion, companion
+
+OPACITY = 0.4
+_BEFORE = PREFIX + "foreground"  # a slice view remembers what its foreground was
+_COLORS = ("vtkMRMLColorTableNodeFileViridis.txt", "vtkMRMLColorTableNodeRainbow")
+
+
+def put_confidence(segmentationNode: Any, volumeNode: Any, confidence: NDArray[np.float32]) -> None:
+    """Shows in the confidence volume what the latest run was sure of; no view displays it until asked to.
+
+    Args:
+        confidence: float32 [k, j, i] in 0..1.
+    """
+    name = f"{segmentationNode.GetName()} confidence"
+    node = add_companion(segmentationNode, CONFIDENCE, "vtkMRMLScalarVolumeNode", name, volumeNode)
+    with slicer.util.NodeModify(node):
+        _fill(node, volumeNode, confidence, vtk.VTK_FLOAT)
+        if node.GetDisplayNode() is None:
+            node.CreateDefaultDisplayNodes()
+            display = node.GetDisplayNode()
+            display.SetAutoWindowLevel(False)
+            display.SetWindowLevelMinMax(0.0, 1.0)
+            known = [i for i in _COLORS if volumeNode.GetScene().GetNodeByID(i) is not None]
+            if known:
+                display.SetAndObserveColorNodeID(known[0])
+
+
+def put_first(segmentationNode: Any, volumeNode: Any, labels: NDArray[np.uint8], replaced: list[int]) -> None:
+    """Keeps the model's own result in the scene, hidden, so that later corrections can be told from it.
+
+    Args:
+        labels: uint8 [k, j, i], the organs of this run.
+        replaced: ids of the organs of this run; those of earlier runs stay.
+    """
+    node = companion(segmentationNode, FIRST)
+    if node is None:
+        name = f"{segmentationNode.GetName()} first result"
+        node = add_beside(volumeNode, "vtkMRMLLabelMapVolumeNode", name, hidden=True)
+        segmentationNode.SetNodeReferenceID(FIRST, node.GetID())
+    elif node.GetImageData() is not None:
+        earlier = slicer.util.arrayFromVolume(node)
+        labels = np.where((labels == 0) & ~np.isin(earlier, replaced), earlier, labels).astype(np.uint8)
+    with slicer.util.NodeModify(node):
+        _fill(node, volumeNode, labels, vtk.VTK_UNSIGNED_CHAR)
+
+
+def overlay_confidence(segmentationNode: Any, on: bool) -> None:
+    """Lays the confidence over the slices of all views, or takes it off and brings back what was there.
+
+    Raises:
+        SceneError: the segmentation has no confidence volume.
+    """
+    node = companion(segmentationNode, CONFIDENCE)
+    if node is None:
+        raise SceneError(
+            f"'{segmentationNode.GetName()}' has no confidence map", "Segment once with this module: it comes along"
+        )
+    for composite in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode", segmentationNode.GetScene()):
+        shown = composite.GetForegroundVolumeID() == node.GetID()
+        if on == shown:
+            continue
+        with slicer.util.NodeModify(composite):
+            if on:
+                before = f"{composite.GetForegroundVolumeID() or ''} {composite.GetForegroundOpacity()}"
+                composite.SetAttribute(_BEFORE, before)
+                composite.SetForegroundVolumeID(node.GetID())
+                composite.SetForegroundOpacity(OPACITY)
+            else:
+                volume, opacity = (composite.GetAttribute(_BEFORE) or " 0").split(" ")
+                composite.RemoveAttribute(_BEFORE)
+                composite.SetForegroundVolumeID(volume or None)
+                composite.SetForegroundOpacity(float(opacity))
+
+
+def _fill(node: Any, volumeNode: Any, array: NDArray[Any], scalar_type: int) -> None:
+    """Gives a node its own voxels on the volume's grid, in a new image: one event, and the old image stays whole."""
+    image = vtk.vtkImageData()
+    image.SetDimensions(array.shape[::-1])
+    image.AllocateScalars(scalar_type, 1)
+    vtk_to_numpy(image.GetPointData().GetScalars())[:] = array.ravel()
+    node.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(ijk_to_ras(volumeNode)))
+    node.SetAndObserveImageData(image)

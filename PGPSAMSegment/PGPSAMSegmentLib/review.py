@@ -1,0 +1,248 @@
+"""Which slices of which organ to look at first, which of them were looked at, and what the user changed there.
+
+The list is made when a result is written and lives in an attribute of the segmentation, so it goes with the
+scene. It comes from the model's own confidence, which each segment of ours carries in a tag.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import slicer
+
+from . import segments
+from .grid import reference_affine, segment_box, to_world
+from .nodes import PREFIX, SceneError
+from .segments import OrganSegment
+
+REVIEW_ATTRIBUTE = PREFIX + "review"
+MIN_SCORE = 0.15  # a full-size slice of 85 % confidence or less
+MAX_SLICES = 40  # nobody looks through more than this; the worst come first
+
+
+@dataclass(frozen=True)
+class Item:
+    """Neighbouring slices of one organ that are likely wrong.
+
+    Attributes:
+        segment: the segment's ID.
+        organ: the segment's name.
+        axis: which axis of [k, j, i] the slices are counted along.
+        slice: index of the worst slice.
+        first: index of the first one.
+        last: index of the last one.
+        confidence: the model's mean confidence in the worst slice, 0..1.
+        score: see `suspicion`; the larger, the more likely wrong.
+        checked: the user has looked at it.
+    """
+
+    segment: str
+    organ: str
+    axis: int
+    slice: int
+    first: int
+    last: int
+    confidence: float
+    score: float
+    checked: bool = False
+
+    @property
+    def slices(self) -> str:
+        return str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
+
+
+# --------------------------------------------------------------------------------------------- making the list
+
+
+def suspicion(confidence: float, area: int, usual_area: float) -> float:
+    """How likely a slice of an organ is wrong in a way that matters, 0..1.
+
+    It is the share of the organ's voxels in that slice that the model doubts, weighted with the square root of
+    the slice's area over the organ's median one, at most 1. Measured by the organ's own size, a small adrenal
+    gland competes with the liver on equal terms, and the few voxels of an organ's last slice, which are always
+    unsure because all of them are border, don't crowd out a doubtful slice through its middle.
+
+    Args:
+        confidence: mean over the organ's voxels in the slice, 0..1.
+        area: the organ's voxels in the slice.
+        usual_area: the median of that over the organ's slices.
+    """
+    return (1.0 - confidence) * float(np.sqrt(min(1.0, area / usual_area))) if usual_area > 0 else 0.0
+
+
+def build(segmentationNode: Any, fresh: Sequence[str] = ()) -> list[Item]:
+    """Makes the list anew from the segments' confidences and stores it, worst first.
+
+    What was checked stays checked where slices of the same segment overlap.
+
+    Args:
+        fresh: IDs of segments with new content: nothing in them is checked.
+    """
+    segmentation = segmentationNode.GetSegmentation()
+    scored = [entry for organ in segments.ours(segmentation) for entry in _scored(segmentation, organ)]
+    worst = sorted((entry for entry in scored if entry[0] >= MIN_SCORE), key=lambda entry: -entry[0])[:MAX_SLICES]
+    found = merge(worst)
+    done = [item for item in items(segmentationNode) if item.checked and item.segment not in fresh]
+    found = [replace(item, checked=any(_same_place(item, old) for old in done)) for item in found]
+    _store(segmentationNode, found, None)
+    return found
+
+
+def _scored(segmentation: Any, organ: OrganSegment) -> list[tuple[float, OrganSegment, int, float]]:
+    box = segment_box(segmentation, organ.segment_id)
+    if box is None or not box[0].size:
+        return []
+    voxels, start = box
+    areas = voxels.sum(axis=tuple(axis for axis in range(3) if axis != organ.axis))
+    usual = float(np.median(areas[areas > 0]))
+    entries = []
+    for index, confidence in organ.slice_confidence.items():
+        place = index - start[organ.axis]
+        area = int(areas[place]) if 0 <= place < len(areas) else 0
+        entries.append((suspicion(confidence, area, usual), organ, index, confidence))
+    return entries
+
+
+def merge(scored: Sequence[tuple[float, OrganSegment, int, float]]) -> list[Item]:
+    """Neighbouring slices of one segment become one item, named after its worst slice; worst item first."""
+    merged: list[Item] = []
+    for score, organ, index, confidence in sorted(scored, key=lambda entry: (entry[1].segment_id, entry[2])):
+        item = Item(organ.segment_id, organ.name, organ.axis, index, index, index, confidence, score)
+        before = merged[-1] if merged else None
+        if before is None or before.segment != item.segment or before.last + 1 < index:
+            merged.append(item)
+        else:
+            worse = before if before.score >= score else item
+            merged[-1] = replace(worse, first=before.first, last=index)
+    return sorted(merged, key=lambda item: -item.score)
+
+
+def _same_place(item: Item, other: Item) -> bool:
+    return item.segment == other.segment and item.first <= other.last and other.first <= item.last
+
+
+# ------------------------------------------------------------------------------------------ going through it
+
+
+def items(segmentationNode: Any) -> list[Item]:
+    """The list as the scene has it, worst first; empty where none was made."""
+    known = set(segments.ids(segmentationNode.GetSegmentation()))
+    return [item for item in map(_item, _load(segmentationNode)["items"]) if item.segment in known]
+
+
+def current(segmentationNode: Any) -> Item | None:
+    """The item that was gone to last."""
+    place = _load(segmentationNode)["current"]
+    return next((item for item in items(segmentationNode) if [item.segment, item.slice] == place), None)
+
+
+def step(segmentationNode: Any, by: int = 1) -> Item | None:
+    """Goes to the next (``by=1``) or previous (``by=-1``) item that is not yet checked, round and round.
+
+    Returns:
+        The item, which now is the current one; None if all are checked.
+    """
+    listed = items(segmentationNode)
+    here = current(segmentationNode)
+    start = listed.index(here) if here else (-1 if by > 0 else len(listed))
+    for away in range(1, len(listed) + 1):
+        item = listed[(start + by * away) % len(listed)]
+        if not item.checked:
+            _store(segmentationNode, listed, item)
+            return item
+    return None
+
+
+def select(segmentationNode: Any, item: Item) -> None:
+    """Makes any item of the list the current one, a checked one too."""
+    _store(segmentationNode, items(segmentationNode), item)
+
+
+def mark(segmentationNode: Any, item: Item, checked: bool = True) -> None:
+    """Notes that an item was looked at, or not.
+
+    The segment's status in Slicer follows: in progress once one of its items is checked, completed when all are.
+    A segment with a status is the user's, and later runs don't replace it.
+    """
+    listed = [
+        replace(other, checked=checked) if (other.segment, other.slice) == (item.segment, item.slice) else other
+        for other in items(segmentationNode)
+    ]
+    _store(segmentationNode, listed, current(segmentationNode))
+    logic = slicer.vtkSlicerSegmentationsModuleLogic
+    states = [other.checked for other in listed if other.segment == item.segment]
+    status = logic.Completed if all(states) else logic.InProgress if any(states) else logic.NotStarted
+    logic.SetSegmentStatus(segmentationNode.GetSegmentation().GetSegment(item.segment), status)
+
+
+def progress(segmentationNode: Any) -> str:
+    """One line for the user."""
+    listed = items(segmentationNode)
+    if not listed:
+        return "No slice needs a check: the model was sure of all of them."
+    left = [item for item in listed if not item.checked]
+    done = f"{len(listed) - len(left)} of {len(listed)} places checked"
+    return f"{done}; next: {left[0].organ}, slice {left[0].slices}" if left else f"{done}; all done."
+
+
+def slices_to_check(segmentationNode: Any) -> dict[str, str]:
+    """Segment's name -> its slices on the list in their order, such as "40-43, 57"."""
+    text: dict[str, str] = {}
+    for item in sorted(items(segmentationNode), key=lambda item: item.first):
+        text[item.organ] = f"{text[item.organ]}, {item.slices}" if item.organ in text else item.slices
+    return text
+
+
+def jump(segmentationNode: Any, item: Item) -> str:
+    """Centres all slice views on the organ in the item's worst slice.
+
+    Returns:
+        The ID of the segment to select in the Segment Editor.
+
+    Raises:
+        SceneError: the segment is gone.
+    """
+    place = position(segmentationNode, item)
+    for view in slicer.util.getNodesByClass("vtkMRMLSliceNode", segmentationNode.GetScene()):
+        view.JumpSliceByCentering(*place)
+    return item.segment
+
+
+def position(segmentationNode: Any, item: Item) -> tuple[float, float, float]:
+    """The centre of the organ in the item's worst slice, RAS mm as the views show it.
+
+    If the organ was erased from that slice, the centre of its box; the slice is the item's in any case.
+    """
+    segmentation = segmentationNode.GetSegmentation()
+    segment = segmentation.GetSegment(item.segment)
+    box = segment_box(segmentation, item.segment) if segment is not None else None
+    if box is None:
+        raise SceneError(f"the segment of '{item.organ}' is no longer there", "Go on with the next one")
+    voxels, start = box
+    at = item.slice - start[item.axis]
+    inside = np.argwhere(np.take(voxels, [at], item.axis)) if 0 <= at < voxels.shape[item.axis] else np.empty((0, 3))
+    centre = inside.mean(axis=0) if len(inside) else (np.array(voxels.shape) - 1) / 2
+    centre = centre + start
+    centre[item.axis] = item.slice
+    world = to_world(segmentationNode) @ reference_affine(segmentation) @ [*centre[::-1], 1.0]
+    return float(world[0]), float(world[1]), float(world[2])
+
+
+def _load(segmentationNode: Any) -> dict[str, Any]:
+    return json.loads(segmentationNode.GetAttribute(REVIEW_ATTRIBUTE) or '{"items": [], "current": null}')
+
+
+def _item(entry: dict[str, Any]) -> Item:
+    return Item(**entry)
+
+
+def _store(segmentationNode: Any, listed: Sequence[Item], here: Item | None) -> None:
+    entries = [
+        {**asdict(item), "confidence": round(item.confidence, 4), "score": round(item.score, 4)} for item in listed
+    ]
+    place = [here.segment, here.slice] if here else None
+    segmentationNode.SetAttribute(REVIEW_ATTRIBUTE, json.dumps({"items": entries, "current": place}))

@@ -1,0 +1,275 @@
+"""The engine's results in the scene: the way in for the module's logic.
+
+`export_volume` hands a volume out; `show_partial` shows finished slices while the engine works; `show_result` puts
+a whole run into the scene as one change. Results go where the user finds them: beside the volume in its study,
+under its transform, on its grid. What he made or corrected himself is never overwritten. Knows MRML and arrays;
+knows nothing of processes or widgets.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import slicer
+from numpy.typing import NDArray
+
+from . import review, segments
+from .grid import check_volume, export_volume, full_labelmap, ijk_to_ras, only, same_grid, shape_of, view
+from .nodes import BINARY, PREFIX, VOLUME, SceneError, add_beside, batch, remove
+from .overlay import overlay_confidence, put_confidence, put_first
+from .prompts import put_prompts, show
+from .segments import kept
+from .table import put_table
+from .undo import RunHistory, remove_result
+
+__all__ = [
+    "RunHistory",
+    "SceneError",
+    "check_target",
+    "check_volume",
+    "discard_partial",
+    "export_volume",
+    "kept",
+    "overlay_confidence",
+    "remove_result",
+    "show",
+    "show_partial",
+    "show_result",
+]
+
+_PREVIEW = PREFIX + "preview"  # attribute: ID of the volume whose finished slices a segmentation shows
+
+
+def show_partial(
+    volumeNode: Any,
+    labels: str | Path,
+    label_set: Sequence[dict[str, Any]],
+    organs: Iterable[str] | None = None,
+) -> Any:
+    """Shows the slices that are finished so far, in a segmentation of their own that is never saved.
+
+    The user's segmentation is not touched before the run is done, so a cancelled run has nothing to take back.
+    Every call after the first writes into the same voxels.
+
+    Args:
+        labels: labels.npy, uint8 [k, j, i] on the volume's grid.
+        label_set: the organs {"id", "name", "color", "snomed"} as the engine tells them.
+        organs: names of those to show; all for None.
+
+    Returns:
+        The segmentation node; `show_result` and `discard_partial` remove it.
+
+    Raises:
+        SceneError: the file does not fit the volume or cannot be read.
+    """
+    check_volume(volumeNode)
+    array = _load(labels, shape_of(volumeNode))
+    chosen = _chosen(label_set, organs)
+    node = _preview(volumeNode)
+    with batch(volumeNode.GetScene()):
+        if node is None:
+            node = _add_preview(volumeNode, chosen)
+        layer = node.GetSegmentation().GetNthSegment(0).GetRepresentation(BINARY)
+        view(layer)[:] = only(array, [organ["id"] for organ in chosen])
+        layer.Modified()
+    return node
+
+
+def discard_partial(volumeNode: Any) -> None:
+    """Removes what `show_partial` shows: at the end of a run, when it was cancelled, and when it failed.
+
+    The volume may have been removed from the scene in the meantime.
+    """
+    remove([_preview(volumeNode)])
+
+
+def show_result(
+    volumeNode: Any,
+    result: dict[str, Any],
+    segmentationNode: Any = None,
+    organs: Iterable[str] | None = None,
+    *,
+    folder: str | Path = "",
+    overwrite: bool = False,
+    replace: Iterable[str] = (),
+    history: RunHistory | None = None,
+) -> Any:
+    """Puts a finished run into the scene: segments, prompts, confidence, table and the list of slices to check.
+
+    Args:
+        result: the worker's "done" event.
+        segmentationNode: where the segments go; None for a new segmentation. Of the segments in it, only those
+            that this module made for these organs, and that nobody edited or checked since, are replaced. The
+            result for any other goes beside it, as "liver (2)".
+        organs: names of those that were asked for; all of the label set for None.
+        folder: where the event's file names lie, the request's "out"; not needed for full paths.
+        overwrite: also replace segments of this module that were edited or checked.
+        replace: IDs of segments of the user's own that may be replaced by the organ whose name they bear.
+        history: remembers the run, so that it can be undone.
+
+    Returns:
+        The segmentation node.
+
+    Raises:
+        SceneError: the volume or the segmentation cannot take the result, or a file of it cannot be read; the
+            scene then is as it was.
+    """
+    check_volume(volumeNode)
+    check_target(segmentationNode, volumeNode)
+    run = _Run(volumeNode, result, Path(folder), organs)
+    with batch(volumeNode.GetScene()):
+        discard_partial(volumeNode)
+        if segmentationNode is None:
+            segmentationNode = _add_segmentation(volumeNode, f"{volumeNode.GetName()} segmentation")
+            if history:
+                history.made(segmentationNode)
+        else:
+            _adopt_geometry(segmentationNode, volumeNode)
+            if history:
+                history.before(segmentationNode)
+        segmentationNode.SetNodeReferenceID(VOLUME, volumeNode.GetID())
+        with slicer.util.NodeModify(segmentationNode):
+            written = segments.put_organs(
+                segmentationNode.GetSegmentation(),
+                run.labels,
+                ijk_to_ras(volumeNode),
+                run.organs,
+                run.model,
+                overwrite,
+                replace,
+            )
+            put_prompts(segmentationNode, volumeNode, run.regions, run.points, run.organs)
+            put_confidence(segmentationNode, volumeNode, run.confidence)
+            put_first(segmentationNode, volumeNode, run.labels, [organ["id"] for organ in run.organs])
+            review.build(segmentationNode, written)
+            put_table(segmentationNode, volumeNode, run.figures, review.slices_to_check(segmentationNode))
+    if history:
+        history.after(segmentationNode)
+    return segmentationNode
+
+
+def check_target(segmentationNode: Any, volumeNode: Any) -> None:
+    """Says why a segmentation cannot take results of this volume; None, for a new one, always can.
+
+    Raises:
+        SceneError: it is not in the scene, holds surfaces or contours, or lies elsewhere than the volume.
+    """
+    if segmentationNode is None:
+        return
+    name = f"the segmentation '{segmentationNode.GetName()}'"
+    if segmentationNode.GetScene() is None:
+        raise SceneError(f"{name} is no longer in the scene", "Select another one, or a new one")
+    segmentation = segmentationNode.GetSegmentation()
+    if not segmentation.GetNumberOfSegments():
+        return
+    if segmentation.GetSourceRepresentationName() != BINARY:
+        raise SceneError(
+            f"{name} holds surfaces or contours, not voxels",
+            "Select a new segmentation, or make 'Binary labelmap' its source representation (Segmentations module)",
+        )
+    if segmentationNode.GetTransformNodeID() != volumeNode.GetTransformNodeID():
+        raise SceneError(
+            f"{name} and the volume '{volumeNode.GetName()}' are under different transforms",
+            "Put both under the same transform, or select a new segmentation",
+        )
+    if not same_grid(segmentation, volumeNode):
+        raise SceneError(
+            f"{name} has another voxel grid than the volume '{volumeNode.GetName()}'",
+            "Select a new segmentation, or the volume that this one was drawn on",
+        )
+
+
+class _Run:
+    """A "done" event with its files read and checked, before anything in the scene is touched.
+
+    Attributes:
+        labels: uint8 [k, j, i], only organs that were asked for.
+        confidence: float32 [k, j, i].
+        regions: uint8 [k, j, i].
+        points: list of {"organ", "id", "weight", "ijk", "ras"}.
+        organs: {"id", "name", "color", "snomed", "axis", "slice_confidence"} of those asked for.
+        figures: the event's own list for these organs: {"name", "volume_ml", "mean_hu", "confidence", ...}.
+    """
+
+    def __init__(self, volumeNode: Any, result: dict[str, Any], folder: Path, organs: Iterable[str] | None) -> None:
+        shape = shape_of(volumeNode)
+        chosen = _chosen(result["label_set"], organs)
+        ids = [organ["id"] for organ in chosen]
+        measured = {organ["id"]: organ for organ in result["organs"]}
+        self.model = str(result["model"])
+        self.labels = only(_load(folder / result["labels"], shape), ids)
+        self.confidence = _load(folder / result["confidence"], shape)
+        self.regions = only(_load(folder / result["regions"], shape), ids)
+        self.points = [point for point in _load_points(folder / result["points"]) if point["id"] in ids]
+        self.figures = [measured[i] for i in ids if i in measured]
+        self.organs = [
+            {
+                **organ,
+                "axis": measured.get(organ["id"], {}).get("slices_axis", 0),
+                "slice_confidence": measured.get(organ["id"], {}).get("slice_confidence", {}),
+            }
+            for organ in chosen
+        ]
+
+
+def _chosen(label_set: Sequence[dict[str, Any]], organs: Iterable[str] | None) -> list[dict[str, Any]]:
+    wanted = None if organs is None else set(organs)
+    return [organ for organ in label_set if wanted is None or organ["name"] in wanted]
+
+
+def _load(path: str | Path, shape: tuple[int, int, int]) -> NDArray[Any]:
+    """An array [k, j, i] of the engine's, which must lie on the volume's grid."""
+    try:
+        array: NDArray[Any] = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise SceneError(f"the engine's result cannot be read: {path} ({error})", "Segment again") from error
+    if array.shape != shape:
+        raise SceneError(
+            f"the result has {array.shape} voxels and the volume {shape}: the volume changed while it was segmented",
+            "Segment again",
+        )
+    return array
+
+
+def _load_points(path: Path) -> list[dict[str, Any]]:
+    try:
+        points: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SceneError(f"the engine's result cannot be read: {path} ({error})", "Segment again") from error
+    return points
+
+
+def _add_segmentation(volumeNode: Any, name: str) -> Any:
+    node = add_beside(volumeNode, "vtkMRMLSegmentationNode", name)
+    node.CreateDefaultDisplayNodes()
+    node.SetReferenceImageGeometryParameterFromVolumeNode(volumeNode)
+    return node
+
+
+def _adopt_geometry(segmentationNode: Any, volumeNode: Any) -> None:
+    """Gives an empty segmentation the volume's place; one with segments has it already, as `check_target` saw."""
+    if not segmentationNode.GetSegmentation().GetNumberOfSegments():
+        segmentationNode.SetAndObserveTransformNodeID(volumeNode.GetTransformNodeID())
+        segmentationNode.SetReferenceImageGeometryParameterFromVolumeNode(volumeNode)
+    if segmentationNode.GetDisplayNode() is None:
+        segmentationNode.CreateDefaultDisplayNodes()
+
+
+def _add_preview(volumeNode: Any, organs: Sequence[dict[str, Any]]) -> Any:
+    node = _add_segmentation(volumeNode, f"{volumeNode.GetName()} (segmenting)")
+    node.SetSaveWithScene(False)
+    node.SetAttribute(_PREVIEW, volumeNode.GetID())
+    layer = full_labelmap(shape_of(volumeNode), ijk_to_ras(volumeNode))
+    for organ in organs:
+        segments.add(node.GetSegmentation(), segments.new_segment(layer, organ), organ["name"])
+    return node
+
+
+def _preview(volumeNode: Any) -> Any:
+    scene = volumeNode.GetScene() or slicer.mrmlScene
+    nodes = slicer.util.getNodesByClass("vtkMRMLSegmentationNode", scene)
+    return next((node for node in nodes if node.GetAttribute(_PREVIEW) == volumeNode.GetID()), None)

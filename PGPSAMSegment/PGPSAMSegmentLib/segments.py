@@ -1,0 +1,247 @@
+"""Organs into a segmentation: our own segments, marked by tags, and never anybody else's.
+
+A segment is *ours* if it carries our organ tag, and *untouched* while its voxels are those that we wrote and
+nobody has set its status. Only untouched segments of ours are ever replaced, unless the caller names others. All
+organs of one run share one labelmap layer of their own, so that no other layer is rewritten.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import slicer
+import vtk
+from numpy.typing import NDArray
+
+from . import terminology
+from .grid import fingerprint, labelmap, view
+from .nodes import BINARY, PREFIX
+
+ORGAN_TAG = PREFIX + "organ"
+LABEL_TAG = PREFIX + "label"
+MODEL_TAG = PREFIX + "model"
+CONTENT_TAG = PREFIX + "content"
+SLICES_TAG = PREFIX + "slices"
+
+
+@dataclass(frozen=True)
+class OrganSegment:
+    """A segment that this module made.
+
+    Attributes:
+        segment_id: its ID in the segmentation.
+        name: what the user reads, such as "liver" or "liver (2)".
+        organ: the model's organ.
+        label: the model's id of it.
+        untouched: voxels and status are as we left them.
+        axis: which axis of [k, j, i] is the axial one.
+        slice_confidence: index along that axis -> mean confidence, 0..1.
+    """
+
+    segment_id: str
+    name: str
+    organ: str
+    label: int
+    untouched: bool
+    axis: int
+    slice_confidence: dict[int, float]
+
+
+def tag(segment: Any, name: str) -> str:
+    """A segment's tag, '' where it has none."""
+    text = vtk.reference("")
+    return str(text) if segment.GetTag(name, text) else ""
+
+
+def ids(segmentation: Any) -> list[str]:
+    return [segmentation.GetNthSegmentID(n) for n in range(segmentation.GetNumberOfSegments())]
+
+
+def ours(segmentation: Any) -> list[OrganSegment]:
+    """The segments that this module made, in the segmentation's order."""
+    return [describe(segmentation, i) for i in ids(segmentation) if tag(segmentation.GetSegment(i), ORGAN_TAG)]
+
+
+def describe(segmentation: Any, segment_id: str) -> OrganSegment:
+    segment = segmentation.GetSegment(segment_id)
+    slices = json.loads(tag(segment, SLICES_TAG) or '{"axis": 0, "confidence": {}}')
+    return OrganSegment(
+        segment_id,
+        segment.GetName(),
+        tag(segment, ORGAN_TAG),
+        int(tag(segment, LABEL_TAG) or 0),
+        is_untouched(segmentation, segment_id),
+        int(slices["axis"]),
+        {int(index): float(value) for index, value in slices["confidence"].items()},
+    )
+
+
+def is_untouched(segmentation: Any, segment_id: str) -> bool:
+    """Whether a segment is ours, and as we wrote it: not edited, not marked as in progress, checked or flagged."""
+    segment = segmentation.GetSegment(segment_id)
+    logic = slicer.vtkSlicerSegmentationsModuleLogic
+    if logic.GetSegmentStatus(segment) != logic.NotStarted:
+        return False
+    content = tag(segment, CONTENT_TAG)
+    return bool(content) and content == fingerprint(segmentation, segment_id)
+
+
+def kept(segmentation: Any, organs: Iterable[str]) -> list[tuple[str, str]]:
+    """What a run of `organs` would leave as it is and put its own result beside: (segment ID, name)."""
+    wanted = {organ.lower() for organ in organs}
+    found = []
+    for segment_id in ids(segmentation):
+        segment = segmentation.GetSegment(segment_id)
+        organ = tag(segment, ORGAN_TAG)
+        if (organ or segment.GetName()).lower() in wanted and not is_untouched(segmentation, segment_id):
+            found.append((segment_id, segment.GetName()))
+    return found
+
+
+def put_organs(
+    segmentation: Any,
+    labels: NDArray[np.uint8],
+    affine: NDArray[np.float64],
+    organs: Sequence[dict[str, Any]],
+    model: str,
+    overwrite: bool = False,
+    replace: Iterable[str] = (),
+) -> list[str]:
+    """Writes the organs of a run, and returns the IDs of their segments.
+
+    Args:
+        labels: uint8 [k, j, i], ids of `organs` and 0.
+        affine: [4, 4], (i, j, k) to the segmentation's own RAS mm.
+        organs: {"id", "name", "color", "snomed", "axis", "slice_confidence"} each. An organ without voxels gets
+            no segment; an untouched one of an earlier run is removed.
+        overwrite: our own segments are replaced even if they were edited.
+        replace: IDs of segments, of whomever, that are to be replaced if they bear an organ's name.
+    """
+    layer = labelmap(labels, affine)
+    found = _present(layer)
+    slots = {organ["name"]: _slots(segmentation, organ["name"], overwrite, set(replace)) for organ in organs}
+    leaving = {segment_id for slot in slots.values() for segment_id in slot}
+    derived = _derived(segmentation)
+    for segment_id in leaving:
+        _empty(segmentation, segment_id, leaving)
+    written = []
+    for organ in organs:
+        slot = slots[organ["name"]]
+        if organ["id"] in found:
+            written.append(_write(segmentation, layer, organ, slot.pop(0) if slot else None))
+        for segment_id in slot:
+            segmentation.RemoveSegment(segment_id)
+    for segment_id, organ in zip(written, [o for o in organs if o["id"] in found], strict=True):
+        _mark(segmentation, segment_id, organ, model)
+    for name in derived:
+        segmentation.CreateRepresentation(name, False)  # for the segments that lack it, no others
+    return written
+
+
+def put_regions(
+    segmentation: Any,
+    regions: NDArray[np.uint8],
+    affine: NDArray[np.float64],
+    organs: Sequence[dict[str, Any]],
+) -> None:
+    """Writes one segment per organ with the region its prompt attended to; earlier ones of these organs go."""
+    layer = labelmap(regions, affine)
+    found = _present(layer)
+    names = {organ["name"] for organ in organs}
+    for segment_id in ids(segmentation):
+        if tag(segmentation.GetSegment(segment_id), ORGAN_TAG) in names:
+            segmentation.RemoveSegment(segment_id)
+    for organ in organs:
+        if organ["id"] in found:
+            # An attended region is no anatomy, so it does not claim the organ's codes.
+            segment_id = _write(segmentation, layer, {**organ, "snomed": None}, None)
+            segmentation.GetSegment(segment_id).SetTag(ORGAN_TAG, organ["name"])
+
+
+def new_segment(layer: Any, organ: dict[str, Any]) -> Any:
+    """A segment that shares `layer`, with the organ's name, colour and terminology."""
+    segment = slicer.vtkSegment()
+    segment.SetName(organ["name"])
+    segment.SetNameAutoGenerated(False)
+    segment.SetColor([channel / 255 for channel in organ["color"]])
+    segment.SetColorAutoGenerated(False)
+    segment.SetTag(segment.GetTerminologyEntryTagName(), terminology.entry_for(organ.get("snomed")))
+    segment.AddRepresentation(BINARY, layer)
+    segment.SetLabelValue(organ["id"])
+    return segment
+
+
+def add(segmentation: Any, segment: Any, name: str) -> str:
+    """Adds a segment under an ID made from `name`, and returns the ID."""
+    segment_id = str(segmentation.GenerateUniqueSegmentID(name.replace(" ", "_")))
+    segmentation.AddSegment(segment, segment_id)
+    segment.Modified()  # AddSegment alone does not observe the layer of the last segment that was added
+    return segment_id
+
+
+def _present(layer: Any) -> set[int]:
+    """The label values in a layer."""
+    return set(np.flatnonzero(np.bincount(view(layer).ravel(), minlength=256)).tolist())
+
+
+def _slots(segmentation: Any, organ: str, overwrite: bool, replace: set[str]) -> list[str]:
+    """The segments that this organ's new result may take the place of."""
+    slots = []
+    for segment_id in ids(segmentation):
+        segment = segmentation.GetSegment(segment_id)
+        mine = tag(segment, ORGAN_TAG) == organ
+        if (mine and (overwrite or is_untouched(segmentation, segment_id))) or (
+            segment_id in replace and (mine or segment.GetName().lower() == organ.lower())
+        ):
+            slots.append(segment_id)
+    return slots
+
+
+def _empty(segmentation: Any, segment_id: str, leaving: set[str]) -> None:
+    """Clears a segment's voxels where its layer stays: RemoveSegment alone would leave them in it for good."""
+    sharing: list[str] = []
+    segmentation.GetSegmentIDsSharingBinaryLabelmapRepresentation(segment_id, sharing, False)
+    if not set(sharing) <= leaving:
+        segmentation.ClearSegment(segment_id)
+
+
+def _write(segmentation: Any, layer: Any, organ: dict[str, Any], slot: str | None) -> str:
+    """Puts one organ into a segment that exists, whose name, colour and visibility stay, or into a new one."""
+    if slot is None:
+        segment = new_segment(layer, organ)
+        segment.SetName(_free_name(segmentation, organ["name"]))
+        return add(segmentation, segment, organ["name"])
+    segment = segmentation.GetSegment(slot)
+    segment.RemoveAllRepresentations()
+    segment.AddRepresentation(BINARY, layer)
+    segment.SetLabelValue(organ["id"])
+    segment.SetTag(segment.GetTerminologyEntryTagName(), terminology.entry_for(organ.get("snomed")))
+    segment.RemoveTag(slicer.vtkSlicerSegmentationsModuleLogic.GetStatusTagName())
+    return slot
+
+
+def _mark(segmentation: Any, segment_id: str, organ: dict[str, Any], model: str) -> None:
+    segment = segmentation.GetSegment(segment_id)
+    confidence = {str(index): round(float(value), 4) for index, value in organ["slice_confidence"].items()}
+    segment.SetTag(ORGAN_TAG, organ["name"])
+    segment.SetTag(LABEL_TAG, str(organ["id"]))
+    segment.SetTag(MODEL_TAG, model)
+    segment.SetTag(SLICES_TAG, json.dumps({"axis": organ["axis"], "confidence": confidence}, separators=(",", ":")))
+    segment.SetTag(CONTENT_TAG, fingerprint(segmentation, segment_id))
+
+
+def _free_name(segmentation: Any, name: str) -> str:
+    taken = {segmentation.GetSegment(segment_id).GetName().lower() for segment_id in ids(segmentation)}
+    names = [name, *(f"{name} ({n})" for n in range(2, len(taken) + 3))]
+    return next(free for free in names if free.lower() not in taken)
+
+
+def _derived(segmentation: Any) -> list[str]:
+    """What Slicer derives from the voxels for this segmentation, such as the surfaces of the 3D view."""
+    names: list[str] = []
+    segmentation.GetContainedRepresentationNames(names)
+    return [name for name in names if name != BINARY]
