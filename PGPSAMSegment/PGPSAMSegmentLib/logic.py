@@ -1,0 +1,266 @@
+"""Segmentation and training without a panel: what the module's Logic can do, in Slicer, in scripts, in a browser."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import slicer
+from slicer.i18n import tr as _
+
+from . import install, runs, scene, training
+from .engine import Engine, Event
+from .nodes import SceneError
+from .parameters import DEFAULT_MODEL, DEFAULT_STEPS
+from .session import JobError, Session
+from .undo import RunHistory
+
+POLL_S = 0.1
+
+
+class SegmentLogic:
+    """The engine's jobs on the scene; see `segmentAndWait` for scripts.
+
+    Callbacks come only from `poll`, which whoever started a job calls about every 100 ms. A job ends in exactly one of
+    onDone and onError; onError gets {"kind", "message", "hint", ...}, kind "cancelled" for a cancelled one.
+
+    Args:
+        engineFactory: makes the `Engine`; None for the one that is installed in `engineFolder`.
+    """
+
+    def __init__(self, engineFactory: Callable[[], Engine] | None = None) -> None:
+        self.history = RunHistory()
+        self.engineFolder = install.default_folder()
+        self._given = engineFactory
+        self._session = Session(engineFactory or self._installed)
+        self._run: runs.Run | None = None
+        self._numbers = itertools.count(1)
+        self._scratch: Path | None = None
+
+    # ------------------------------------------------------------------------------------------------ the engine
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The engine's last greeting: version, devices, models; {} before the first one."""
+        return self._session.hello
+
+    @property
+    def models(self) -> list[dict[str, Any]]:
+        """{"name", "title", "organs", "score", "card", ...} each, [] before the first greeting."""
+        return list(self.facts.get("models", []))
+
+    @property
+    def busy(self) -> bool:
+        """Whether a segmentation or a training runs."""
+        return self._session.working
+
+    @property
+    def waiting(self) -> bool:
+        """Whether `poll` has anything to do."""
+        return self._session.busy
+
+    @property
+    def ready(self) -> bool:
+        return self.engineStatus().state == "ready"
+
+    def engineStatus(self) -> install.Status:
+        """What is installed; a given engine counts as ready."""
+        return (
+            install.status(self.engineFolder)
+            if self._given is None
+            else install.Status("ready", python=_("given"), own=True)
+        )
+
+    def hello(
+        self,
+        onDone: Callable[[Event], None] | None = None,
+        onError: Callable[[Event], None] | None = None,
+    ) -> None:
+        """Starts the engine if need be and asks what it has.
+
+        Raises:
+            InstallError: it is not installed.
+        """
+
+        def heard(event: Event) -> None:
+            call = onDone if event["event"] == "done" else onError
+            if call:
+                call(event)
+
+        self._session.greet(heard)
+
+    def closeEngine(self) -> None:
+        """Ends the engine, for example before it is repaired; the next job starts it anew."""
+        run, self._run = self._run, None
+        self._session.close()
+        if run is not None:
+            run({"event": "error", "kind": "cancelled", "message": "cancelled", "hint": ""})
+
+    def close(self) -> None:
+        """Ends all that runs, without a callback, and removes the exchanged files."""
+        run, self._run = self._run, None
+        self._session.close()
+        if run is not None:
+            run.undo()
+        if self._scratch is not None:
+            shutil.rmtree(self._scratch, ignore_errors=True)  # the system clears its temporary folder in the end
+            self._scratch = None
+
+    # -------------------------------------------------------------------------------------------------- the jobs
+
+    def segment(
+        self,
+        volumeNode: Any,
+        segmentationNode: Any = None,
+        organs: Sequence[str] | None = None,
+        model: str = DEFAULT_MODEL,
+        device: str = "auto",
+        overwrite: bool = False,
+        onProgress: Callable[[Event], None] | None = None,
+        onDone: Callable[[Any, Event], None] | None = None,
+        onError: Callable[[Event], None] | None = None,
+    ) -> None:
+        """Starts a segmentation.
+
+        Args:
+            segmentationNode: where the segments go; None for a new one. Only segments of this module that nobody has
+                edited or checked are replaced.
+            organs: names; None for all that the model knows.
+            model: its name, or its folder.
+            device: "auto", "cpu", "cuda:0", ..., as `facts` lists them.
+            overwrite: replace also segments of this module that were edited or checked.
+            onProgress: gets {"stage", "done", "total", "eta_s"}.
+            onDone: gets the segmentation's node and the engine's "done" event.
+
+        Raises:
+            SceneError, InstallError, EngineBusy: it cannot begin; nothing has changed.
+        """
+        self._session.check_ready()
+        scene.check_volume(volumeNode)
+        scene.check_target(segmentationNode, volumeNode)
+        if organs is not None and not organs:
+            raise SceneError(_("no organ is ticked"), _("Tick at least one"))
+        folder = self._folder()
+        request = {"do": "segment", "model": model, "device": device, "out": str(folder), "partial": True}
+        request |= {"organs": list(organs)} if organs is not None else {}
+        request |= {"name": volumeNode.GetName(), **scene.export_volume(volumeNode, folder)}
+
+        def label_set() -> list[dict[str, Any]]:
+            return next((each["organs"] for each in self.models if model in (each["name"], each["folder"])), [])
+
+        self._begin(
+            request,
+            runs.SegmentRun(
+                volumeNode,
+                segmentationNode,
+                organs,
+                label_set,
+                overwrite,
+                self.history,
+                folder,
+                onProgress,
+                onDone,
+                onError,
+            ),
+        )
+
+    def segmentAndWait(self, volumeNode: Any, segmentationNode: Any = None, **options: Any) -> Any:
+        """For scripts: segments, and returns the segmentation's node; Slicer's window stands still meanwhile.
+
+        Args:
+            options: organs, model, device, overwrite, onProgress: as for `segment`.
+
+        Raises:
+            JobError: it failed.
+            SceneError, InstallError, EngineBusy: it could not begin.
+        """
+        end: list[Any] = []
+        self.segment(
+            volumeNode,
+            segmentationNode,
+            onDone=lambda node, event: end.append(node),
+            onError=lambda event: end.append(JobError(event)),
+            **options,
+        )
+        while not end:
+            self.poll()
+            time.sleep(POLL_S)
+        if isinstance(end[0], JobError):
+            raise end[0]
+        return end[0]
+
+    def adapt(
+        self,
+        name: str,
+        model: str = DEFAULT_MODEL,
+        cases: Sequence[training.Case] | None = None,
+        steps: int = DEFAULT_STEPS,
+        device: str = "auto",
+        onProgress: Callable[[Event], None] | None = None,
+        onDone: Callable[[str, Event], None] | None = None,
+        onError: Callable[[Event], None] | None = None,
+    ) -> None:
+        """Starts a training on annotated cases; its result is a model of that name, which `hello` then lists.
+
+        Args:
+            name: of the new model.
+            model: what to start from; see `training.request`.
+            cases: None for those that are marked in the scene.
+            onDone: gets the new model's name and the "done" event.
+
+        Raises:
+            SceneError, InstallError, EngineBusy: it cannot begin; nothing has changed.
+        """
+        self._session.check_ready()
+        known = next((each for each in self.models if each["name"] == model), None)
+        if known is None:
+            raise SceneError(_("there is no model '{name}' to start from").format(name=model), _("Select another one"))
+        out, folder = training.check_name(name, self.models), self._folder()
+        request = {"do": "finetune", "name": name, "out": str(out), "iterations": steps, "device": device}
+        request |= training.request(training.cases() if cases is None else cases, folder, known)
+        self._begin(request, runs.AdaptRun(out, folder, onProgress, onDone, onError))
+
+    def cancel(self) -> None:
+        """Stops the job that runs; its onError comes within two seconds."""
+        self._session.cancel()
+
+    def poll(self) -> None:
+        """Delivers what has happened."""
+        if self._run is not None and self._run.lost:
+            self.cancel()
+        self._session.poll()
+
+    def undo(self) -> Any:
+        """Takes back the last run; returns the segmentation, or None if the run had made it.
+
+        Raises:
+            SceneError: there is none, or its segments were edited since.
+        """
+        return self.history.undo()
+
+    def _begin(self, request: dict[str, Any], run: runs.Run) -> None:
+        def heard(event: Event) -> None:
+            if event["event"] in ("done", "error"):
+                self._run = None
+            run(event)
+
+        self._session.ask(request, heard)
+        self._run = run
+
+    def _installed(self) -> Engine:
+        command = install.worker_command(self.engineFolder)
+        return Engine(command, self._temporary() / "engine", slicer.util.startupEnvironment())
+
+    def _temporary(self) -> Path:
+        if self._scratch is None:
+            self._scratch = Path(tempfile.mkdtemp(prefix="PGPSAMSegment-", dir=slicer.app.temporaryPath))
+        return self._scratch
+
+    def _folder(self) -> Path:
+        """For one job's files."""
+        return self._temporary() / f"job-{next(self._numbers)}"

@@ -1,0 +1,103 @@
+"""How the selected segmentation is shown: in 3D, with prompts, with confidence, and its figures as a table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import slicer
+
+from . import scene
+from .nodes import CONFIDENCE, PROMPTS, TABLE, companion
+from .panel import Panel, slot
+from .parameters import Layers
+
+SURFACE = "Closed surface"
+
+
+class ResultPanel(Panel):
+    """Switches for the selected segmentation. What it cannot show, as it is not of this module, cannot be switched.
+
+    When another one is selected, the switches follow what is shown of it, and nothing in the scene changes.
+    """
+
+    def __init__(self, host: Any) -> None:
+        super().__init__(host)
+        self._node: Any = None
+        self._applied: tuple[Any, ...] = ()
+
+    def show_fresh(self, node: Any) -> None:
+        """Selects a run's result and shows it as the switches say."""
+        self._node, self._applied = node, ()
+        self.parameters.outputSegmentation = node
+        self.update()
+
+    @slot
+    def update(self) -> None:
+        node = self.parameters.outputSegmentation
+        if node is not self._node:
+            before, self._node = self._node, node
+            self._follow(before, node)
+        self._enable(node)
+        self._apply(node)
+
+    def _follow(self, before: Any, node: Any) -> None:
+        """Sets the switches to what is shown of another segmentation."""
+        if before is not None and before.GetScene() is not None and companion(before, CONFIDENCE) is not None:
+            scene.overlay_confidence(before, False)
+        if node is not None:
+            parameters = self.parameters
+            parameters.show3D = has_surfaces(node)
+            parameters.layers = shown_layers(node)
+            parameters.confidenceOverlay = has_overlay(node)
+        self._applied = self._wanted(node)
+
+    def _enable(self, node: Any) -> None:
+        """Without a segmentation the switches say how the next result will be shown."""
+        self.ui.layers.setEnabled(node is None or companion(node, PROMPTS) is not None)
+        self.ui.confidenceOverlay.setEnabled(node is None or companion(node, CONFIDENCE) is not None)
+        self.ui.resultsTable.setMRMLTableNode(companion(node, TABLE) if node is not None else None)
+
+    def _apply(self, node: Any) -> None:
+        wanted, before = self._wanted(node), self._applied
+        if node is None or wanted == before:
+            return
+        self._applied = wanted
+        _, on_3d, layers, overlay = wanted
+        if before[1:2] != (on_3d,):
+            show_3d(node, on_3d)
+        if before[2:3] != (layers,) and companion(node, PROMPTS) is not None:
+            scene.show(node, layers.value)
+        if before[3:4] != (overlay,) and companion(node, CONFIDENCE) is not None:
+            scene.overlay_confidence(node, overlay)
+
+    def _wanted(self, node: Any) -> tuple[Any, ...]:
+        parameters = self.parameters
+        return node, parameters.show3D, parameters.layers, parameters.confidenceOverlay
+
+
+def shown_layers(segmentationNode: Any) -> Layers:
+    prompts = companion(segmentationNode, PROMPTS)
+    if prompts is None or not prompts.GetDisplayVisibility():
+        return Layers.MASKS
+    return Layers.BOTH if segmentationNode.GetDisplayVisibility() else Layers.PROMPTS
+
+
+def has_overlay(segmentationNode: Any) -> bool:
+    """Whether a slice view shows the segmentation's confidence."""
+    node = companion(segmentationNode, CONFIDENCE)
+    composites = slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode", segmentationNode.GetScene())
+    return node is not None and any(each.GetForegroundVolumeID() == node.GetID() for each in composites)
+
+
+def has_surfaces(segmentationNode: Any) -> bool:
+    return bool(segmentationNode.GetSegmentation().ContainsRepresentation(SURFACE))
+
+
+def show_3d(segmentationNode: Any, on: bool) -> None:
+    """Makes the organs' surfaces for the 3D views, or removes them: with them, every edit has to make them anew."""
+    if on:
+        if not has_surfaces(segmentationNode):
+            segmentationNode.CreateClosedSurfaceRepresentation()
+        segmentationNode.GetDisplayNode().SetVisibility3D(True)
+    elif has_surfaces(segmentationNode):
+        segmentationNode.RemoveClosedSurfaceRepresentation()

@@ -1,0 +1,200 @@
+"""Jobs of the user's, from the engine's events to the scene or a model folder, and to one end for whoever asked."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from . import scene
+from .engine import Event
+from .nodes import SceneError
+from .undo import RunHistory
+
+
+class Run:
+    """Hears a job's events and calls back; exactly one of `on_done` and `on_error` is the end.
+
+    Args:
+        folder: of the files exchanged with the engine; it is removed at the end.
+        on_progress: gets each "progress" event.
+        on_done: gets what `finish` returns, and the "done" event.
+        on_error: gets an event {"kind", "message", "hint", ...}; kind is the engine's, or "scene".
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        on_progress: Callable[[Event], None] | None,
+        on_done: Callable[[Any, Event], None] | None,
+        on_error: Callable[[Event], None] | None,
+    ) -> None:
+        self.folder = folder
+        self._on_progress = on_progress or (lambda event: None)
+        self._on_done = on_done or (lambda result, event: None)
+        self._on_error = on_error or (lambda event: None)
+
+    @property
+    def lost(self) -> bool:
+        """Whether what the job is about has gone, so that it may as well stop."""
+        return False
+
+    def __call__(self, event: Event) -> None:
+        kind = event["event"]
+        if kind == "progress":
+            self._on_progress(event)
+        elif kind == "partial":
+            self.partial()
+        elif kind == "error":
+            self._fail(event)
+        elif kind == "done":
+            self._end(event)
+
+    def partial(self) -> None:
+        """Shows what is finished so far."""
+
+    def finish(self, event: Event) -> Any:
+        """Makes the result of a "done" event the user's.
+
+        Raises:
+            SceneError: it cannot be.
+        """
+        raise NotImplementedError
+
+    def undo(self) -> None:
+        """Takes back what an unfinished job has left."""
+
+    def _end(self, event: Event) -> None:
+        try:
+            result = self.finish(event)
+        except SceneError as error:
+            self._fail(_error("scene", error.message, error.hint))
+            return
+        except Exception as error:  # a fault of ours: one line for the user, the rest for the application's log
+            logging.exception("PGPSAMSegment: the result could not be used")
+            hint = "This is a fault of the module: please report it with the application's log."
+            self._fail(_error("internal", f"the result could not be used: {type(error).__name__}: {error}", hint))
+            return
+        self._clear()
+        self._on_done(result, event)
+
+    def _fail(self, event: Event) -> None:
+        self.undo()
+        self._clear()
+        self._on_error(event)
+
+    def _clear(self) -> None:
+        # On Windows a file that is still open stays until the folder above it is removed, at the end of the session.
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class SegmentRun(Run):
+    """A segmentation: partial results while it runs, then segments, prompts, confidence and figures at once.
+
+    Args:
+        volume: the input's node.
+        segmentation: the node to write to, or None for a new one.
+        organs: names, or None for all of the model's.
+        label_set: gives the model's organs as soon as the engine has told them, [] for an unknown model.
+        overwrite: see `scene.show_result`.
+        history: remembers the run for an undo.
+    """
+
+    def __init__(
+        self,
+        volume: Any,
+        segmentation: Any,
+        organs: Sequence[str] | None,
+        label_set: Callable[[], Sequence[dict[str, Any]]],
+        overwrite: bool,
+        history: RunHistory,
+        folder: Path,
+        on_progress: Callable[[Event], None] | None,
+        on_done: Callable[[Any, Event], None] | None,
+        on_error: Callable[[Event], None] | None,
+    ) -> None:
+        super().__init__(folder, on_progress, on_done, on_error)
+        self.volume, self.segmentation, self.organs = volume, segmentation, organs
+        self.label_set, self.overwrite, self.history = label_set, overwrite, history
+
+    @property
+    def lost(self) -> bool:
+        return self.volume.GetScene() is None
+
+    def partial(self) -> None:
+        label_set = self.label_set()
+        if self.lost or not label_set:
+            return
+        try:
+            scene.show_partial(self.volume, self.folder / "labels.npy", label_set, self.organs)
+        except SceneError as error:  # the run goes on, and its end says what the matter is
+            logging.warning("PGPSAMSegment: no preview: %s", error)
+
+    def finish(self, event: Event) -> Any:
+        if self.lost:
+            raise SceneError(*self._gone())
+        return scene.show_result(
+            self.volume,
+            event,
+            self._target(),
+            self.organs,
+            overwrite=self.overwrite,
+            history=self.history,
+            folder=self.folder,
+        )
+
+    def undo(self) -> None:
+        scene.discard_partial(self.volume)
+
+    def _target(self) -> Any:
+        """The chosen segmentation, or None where it can no longer take the result, which is then not lost."""
+        try:
+            scene.check_target(self.segmentation, self.volume)
+        except SceneError as error:
+            logging.warning("PGPSAMSegment: the result goes into a new segmentation: %s", error)
+            return None
+        return self.segmentation
+
+    def _fail(self, event: Event) -> None:
+        if self.lost and event["kind"] == "cancelled":
+            event = _error("scene", *self._gone())
+        super()._fail(event)
+
+    def _gone(self) -> tuple[str, str]:
+        name = self.volume.GetName()
+        return (
+            f"the volume '{name}' was removed while it was segmented",
+            "Its result was discarded; the scene is as it is",
+        )
+
+
+class AdaptRun(Run):
+    """A training: its result is a model folder.
+
+    Args:
+        out: the new model's folder, which did not exist before.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        folder: Path,
+        on_progress: Callable[[Event], None] | None,
+        on_done: Callable[[Any, Event], None] | None,
+        on_error: Callable[[Event], None] | None,
+    ) -> None:
+        super().__init__(folder, on_progress, on_done, on_error)
+        self.out = out
+
+    def finish(self, event: Event) -> Any:
+        return str(event["model"])
+
+    def undo(self) -> None:
+        if not (self.out / "model.json").exists():
+            shutil.rmtree(self.out, ignore_errors=True)  # a trained state without a model, of no use here
+
+
+def _error(kind: str, message: str, hint: str) -> Event:
+    return {"event": "error", "kind": kind, "message": message, "hint": hint}

@@ -1,0 +1,105 @@
+"""Auto-segment: the button that becomes Cancel, progress, the end, and undo."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from slicer.i18n import tr as _
+
+from . import scene
+from .engine import Event
+from .panel import JobView, Panel, duration, progress, sentence, slot
+
+
+class SegmentPanel(Panel):
+    """Starts, cancels and takes back segmentations."""
+
+    def __init__(self, host: Any) -> None:
+        super().__init__(host)
+        self.view = JobView(self.ui.autoSegmentButton, self.ui.progressBar, self.ui.statusLabel)
+        self._began = 0.0
+        self.ui.autoSegmentButton.clicked.connect(self.onAutoSegment)
+        self.ui.undoButton.clicked.connect(self.onUndo)
+
+    @slot
+    def update(self) -> None:
+        obstacle = "" if self.view.running else self.obstacle()
+        self.ui.autoSegmentButton.setEnabled(not obstacle)
+        self.ui.hintLabel.setText(obstacle)
+        self.ui.hintLabel.setVisible(bool(obstacle))
+        self.ui.undoButton.setEnabled(self.logic.history.can_undo and not self.logic.busy)
+
+    def obstacle(self) -> str:
+        """What is missing for Auto-segment, "" if nothing is."""
+        if not self.logic.ready:
+            return _("The engine is not installed: open the section Engine and press Install.")
+        if self.parameters.inputVolume is None:
+            return _("Load a CT and select it as the input volume.")
+        if self.logic.busy or self.host.engine.busy:
+            return _("Wait for the training or installation to end, or cancel it.")
+        if self.logic.models and not self.host.choices.organs:
+            return _("Tick at least one organ.")
+        return ""
+
+    @slot
+    def onAutoSegment(self) -> None:
+        if self.view.running:
+            self.logic.cancel()
+            self.view.tell(_("Cancelling"))
+            return
+        obstacle = self.obstacle()
+        if obstacle:  # by the shortcut: the button cannot be pressed now
+            self.view.tell(obstacle, error=True)
+            return
+        parameters, organs = self.parameters, self.host.choices.organs
+        node = parameters.outputSegmentation
+        kept = [] if node is None or parameters.overwrite else scene.kept(node.GetSegmentation(), organs)
+        self.logic.segment(
+            parameters.inputVolume,
+            node,
+            organs=organs if self.logic.models else None,
+            model=parameters.model,
+            device=self.host.device,
+            overwrite=parameters.overwrite,
+            onProgress=self._on_progress,
+            onDone=self._on_done,
+            onError=self._on_error,
+        )
+        self._began = time.monotonic()
+        self.view.begin(_("Starting"))
+        line = _("Segmenting '{volume}' with '{model}' on '{device}'.")
+        volume = parameters.inputVolume.GetName()
+        self.host.say(line.format(volume=volume, model=parameters.model, device=self.host.device))
+        for _id, name in kept:
+            self.host.say(_("'{name}' is your work: it stays, and the result goes beside it.").format(name=name))
+        self.host.watch()
+
+    @slot
+    def onUndo(self) -> None:
+        self.parameters.outputSegmentation = self.logic.undo()
+        self.view.tell(_("The last run was undone."))
+        self.host.say(_("The last run was undone."))
+        self.host.refresh()
+
+    def _on_progress(self, event: Event) -> None:
+        self.view.show(*progress(event))
+
+    def _on_done(self, node: Any, event: Event) -> None:
+        found = sum(1 for organ in event["organs"] if organ["volume_ml"])
+        text = _("{found} of {total} organs found in {time} on {device}.")
+        seconds = duration(time.monotonic() - self._began)
+        text = text.format(found=found, total=len(event["organs"]), time=seconds, device=event["device"])
+        self.view.end(text)
+        self.host.say(text)
+        self.parameters.overwrite = False
+        self.host.result.show_fresh(node)
+        self.host.refresh()
+
+    def _on_error(self, event: Event) -> None:
+        cancelled = event["kind"] == "cancelled"
+        self.view.end(_("Cancelled; the scene is as before.") if cancelled else sentence(event), error=not cancelled)
+        self.host.log_error(event)
+        self.host.refresh()
+        if event["kind"] == "user":
+            self.host.greet()  # the model may have been removed: the list is read anew

@@ -1,0 +1,334 @@
+"""What the user does on the page and what it shows of it: the module's Logic on one side, trame's state on the other.
+
+Every decision about segmenting is the Logic's; here its events become words and numbers on the page.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import slicer
+from loading import LoadError, describe, load_files, load_volume
+from state import FIRST, css
+from trame_slicer.utils import write_client_files_to_dir
+
+from PGPSAMSegment import PGPSAMSegmentLogic
+from PGPSAMSegmentLib import review, scene, table
+from PGPSAMSegmentLib.engine import Engine
+from PGPSAMSegmentLib.nodes import VOLUME, SceneError
+from PGPSAMSegmentLib.panel import duration, progress, sentence
+from PGPSAMSegmentLib.resultpanel import show_3d
+from PGPSAMSegmentLib.reviewpanel import go_to, jump
+
+LOG_LINES = 200
+GRAY = "#888888"
+
+
+class Session:
+    """One user at work on the page.
+
+    Args:
+        server: trame's.
+        slicer_app: trame-slicer's SlicerApp.
+        views: see `views.Views`.
+        command: starts the engine's worker.
+        model: name of the model that is chosen at first, or "".
+    """
+
+    def __init__(self, server: Any, slicer_app: Any, views: Any, command: Sequence[str], model: str = "") -> None:
+        self._state, self._app, self._views = server.state, slicer_app, views
+        self._first_model = model
+        self._scratch = TemporaryDirectory(prefix="pgpsam-view-")
+        self._volumes: list[Any] = []
+        self._shown_volume: Any = None
+        self._began = 0.0
+        self._state.update(FIRST)
+        self.logic = PGPSAMSegmentLogic(engineFactory=lambda: Engine(command, self._scratch.name))
+        self._follow("volume", self._on_volume)
+        self._follow("model", self._on_model)
+        self._follow("show", self._on_show)
+        self._follow("confidence", self._on_confidence)
+        self._follow("show_3d", self._on_show_3d)
+        self._follow("layout", self._on_layout)
+        self.greet()
+
+    def greet(self) -> None:
+        """Starts the engine and asks for its models and devices."""
+        self._state.update({"engine": "starting", "error": ""})
+        self.logic.hello(self._on_hello, self._on_no_hello)
+
+    # ------------------------------------------------------------------------------------------------ the input
+
+    @property
+    def volume(self) -> Any:
+        """The node of the chosen volume, or None."""
+        return slicer.mrmlScene.GetNodeByID(self._state.volume) if self._state.volume else None
+
+    def open_path(self, path: Path) -> None:
+        """Loads a file or folder of this machine.
+
+        Raises:
+            LoadError: it is no volume.
+        """
+        self._add_volume(load_volume(self._app, path))
+
+    def open_uploaded(self, files: list[dict[str, Any]]) -> None:
+        """Loads what the browser has sent: one file, or those of a DICOM series."""
+        with TemporaryDirectory() as folder, self._state:
+            try:
+                self._add_volume(load_files(self._app, write_client_files_to_dir(files, folder), files[0]["name"]))
+            except LoadError as error:
+                self.fail(str(error))
+
+    def _add_volume(self, volume: Any) -> None:
+        self._volumes.append(volume)
+        self._state.volumes = [{"title": each.GetName(), "value": each.GetID()} for each in self._volumes]
+        self._state.volume = volume.GetID()
+        self.say(f"Opened '{volume.GetName()}': {describe(volume)}.")
+        self._on_volume()
+
+    def _on_volume(self) -> None:
+        volume = self.volume
+        if volume is None or volume is self._shown_volume:
+            return
+        self._shown_volume = volume
+        self._state.volume_note = describe(volume)
+        for node in self._segmentations():
+            scene.show(node, "masks")
+            scene.overlay_confidence(node, False)
+            node.SetDisplayVisibility(False)
+        self._views.show_volume(volume)
+        self._show_result()
+
+    # -------------------------------------------------------------------------------------------------- the run
+
+    def start(self) -> None:
+        """The button "Auto-segment"."""
+        state, volume, node = self._state, self.volume, self.segmentation
+        if self.logic.busy:  # the second click of two that were quicker than the page
+            return
+        try:
+            self.logic.segment(
+                volume,
+                node,
+                organs=list(state.chosen),
+                model=state.model,
+                device=state.device,
+                onProgress=self._on_progress,
+                onDone=self._on_done,
+                onError=self._on_error,
+            )
+        except SceneError as error:
+            self.fail(str(error))
+            return
+        self._began = time.monotonic()
+        state.update({"engine": "working", "cancelling": False, "error": "", "stage": "Starting", "known": False})
+        self.say(f"Segmenting '{volume.GetName()}' with '{state.model}', {len(state.chosen)} organs.")
+        for _, name in scene.kept(node.GetSegmentation(), state.chosen) if node is not None else []:
+            self.say(f"'{name}' is your work: it stays, and the result goes beside it.")
+
+    def cancel(self) -> None:
+        """The button "Cancel"."""
+        self._state.cancelling = True
+        self.logic.cancel()
+
+    def poll(self) -> None:
+        """Lets the Logic hear what the engine has said."""
+        self.logic.poll()
+
+    def undo(self) -> None:
+        """The button "Undo": takes the last run back."""
+        try:
+            self.logic.undo()
+        except SceneError as error:
+            self.fail(str(error))
+            return
+        self.say("The last run was undone.")
+        self._show_result()
+
+    def fail(self, message: str) -> None:
+        """Tells what went wrong, below the button and in the log."""
+        self._state.error = message
+        self.say(message)
+
+    def say(self, line: str) -> None:
+        """A line for the log."""
+        self._state.log = [*self._state.log, f"{time.strftime('%H:%M:%S')}  {line}"][-LOG_LINES:]
+
+    def close(self) -> None:
+        self.logic.close()
+        self._scratch.cleanup()
+
+    def _on_hello(self, hello: dict[str, Any]) -> None:
+        state = self._state
+        titles = {device["name"]: device["title"] for device in hello["devices"] if device["available"]}
+        best = titles[hello["default_device"]]
+        state.devices = [
+            {"title": f"Automatic ({best})", "value": "auto"},
+            *({"title": title, "value": name} for name, title in titles.items()),
+        ]
+        state.device_note = hello["device_note"]
+        names = [model["name"] for model in hello["models"]]
+        state.models = [{"title": model["title"], "value": model["name"]} for model in hello["models"]]
+        wanted = [name for name in (state.model, self._first_model, *names) if name in names]
+        state.update({"model": wanted[0] if wanted else None, "engine": "ready"})
+        self._on_model()
+        self.say(f"Engine {hello['version']} is ready on {best} (process {hello['pid']}).")
+
+    def _on_no_hello(self, event: dict[str, Any]) -> None:
+        self._state.engine = "failed"
+        self.fail(sentence(event))
+
+    def _on_model(self) -> None:
+        state = self._state
+        model = next((each for each in self.logic.models if each["name"] == state.model), None)
+        organs = model["organs"] if model else []
+        names = [organ["name"] for organ in organs]
+        if names != [organ["name"] for organ in state.organs]:
+            state.organs = [{"name": organ["name"], "css": css(organ["color"])} for organ in organs]
+            state.chosen = names
+        state.model_note = (model["score"] or model["description"]) if model else ""
+
+    def _on_progress(self, event: dict[str, Any]) -> None:
+        text, share = progress(event)
+        self._state.update({"stage": text, "known": share is not None, "percent": round(100 * (share or 0), 1)})
+
+    def _on_done(self, segmentationNode: Any, event: dict[str, Any]) -> None:
+        titles = {device["name"]: device["title"] for device in self.logic.facts["devices"]}
+        found = sum(1 for organ in event["organs"] if organ["volume_ml"])
+        where, took = titles.get(event["device"], event["device"]), duration(time.monotonic() - self._began)
+        line = f"{found} of {len(event['organs'])} organs found in {took} on {where}."
+        self._state.update({"engine": "ready", "run_note": line})
+        self.say(line)
+        if not self._state.has_result:
+            self._views.fit_at_resize()  # the results' drawer opens and takes some of their width
+        self._show_result()
+        self._views.show_organs(segmentationNode)
+
+    def _on_error(self, event: dict[str, Any]) -> None:
+        self._state.engine = "ready"  # after any error the next run starts a new worker if need be
+        if event["kind"] == "cancelled":
+            self.say("Cancelled; the scene is as before.")
+        else:
+            self.fail(sentence(event))
+        for line in event.get("log") or []:
+            self.say(f"    {line}")
+
+    # ----------------------------------------------------------------------------------------------- the result
+
+    @property
+    def segmentation(self) -> Any:
+        """The segmentation that belongs to the chosen volume, or None."""
+        nodes = self._segmentations()
+        return next((node for node in nodes if node.GetNodeReferenceID(VOLUME) == self._state.volume), None)
+
+    def _segmentations(self) -> list[Any]:
+        nodes = slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
+        return [node for node in nodes if node.GetNodeReferenceID(VOLUME)]
+
+    def _show_result(self) -> None:
+        """Everything on the right of the page, as the scene has it."""
+        node = self.segmentation
+        self._state.update({"has_result": node is not None, "can_undo": self.logic.history.can_undo})
+        if node is None:
+            return
+        colors = self._colors(node)
+        self._state.rows = [
+            {
+                "organ": organ,
+                "css": colors.get(organ, GRAY),
+                "ml": _figure(volume, 1),
+                "hu": _figure(intensity, 0),
+                "percent": _percent(confidence),
+            }
+            for organ, (volume, intensity, confidence, _) in table.rows(node).items()
+        ]
+        self._on_show()
+        self._on_confidence()
+        self._on_show_3d()
+        self._show_review()
+
+    def _on_show(self) -> None:
+        if self.segmentation is not None:
+            scene.show(self.segmentation, self._state.show)
+
+    def _on_confidence(self) -> None:
+        if self.segmentation is not None:
+            scene.overlay_confidence(self.segmentation, self._state.confidence)
+
+    def _on_show_3d(self) -> None:
+        if self.segmentation is not None:
+            show_3d(self.segmentation, self._state.show_3d)
+            self._views.draw()
+
+    def _on_layout(self) -> None:
+        self._views.layouts.set_layout(self._state.layout)
+
+    # ----------------------------------------------------------------------------------------------- the review
+
+    def step(self, by: int) -> None:
+        """The buttons "Next" and "Previous"."""
+        item = review.step(self.segmentation, by)
+        if item is not None:
+            jump(self.segmentation, item)
+        self._show_review()
+
+    def go(self, number: int) -> None:
+        """A click on a line of the list."""
+        go_to(self.segmentation, review.items(self.segmentation)[number])
+        self._show_review()
+
+    def check(self) -> None:
+        """The button "Mark as checked": notes it and goes on to the next place; a checked place is unmarked."""
+        item = review.current(self.segmentation)
+        if item is None:
+            return
+        review.mark(self.segmentation, item, not item.checked)
+        self.step(1) if not item.checked else self._show_review()
+
+    def _show_review(self) -> None:
+        node = self.segmentation
+        items, here, colors = review.items(node), review.current(node), self._colors(node)
+        self._state.review = [
+            {
+                "organ": item.organ,
+                "slices": item.slices,
+                "percent": _percent(item.confidence),
+                "checked": item.checked,
+                "current": item == here,
+                "css": colors.get(item.organ, GRAY),
+            }
+            for item in items
+        ]
+        checked = sum(item.checked for item in items)
+        self._state.update(
+            {
+                "review_note": review.progress(node),
+                "review_percent": 100 * checked / len(items) if items else 0,
+                "review_here": "" if here is None else "checked" if here.checked else "open",
+            }
+        )
+
+    def _colors(self, segmentationNode: Any) -> dict[str, str]:
+        """Name of an organ or a segment -> its colour; an organ that was not found has no segment."""
+        segmentation = segmentationNode.GetSegmentation()
+        segments = [segmentation.GetNthSegment(n) for n in range(segmentation.GetNumberOfSegments())]
+        theirs = {each.GetName(): css([round(255 * channel) for channel in each.GetColor()]) for each in segments}
+        return {**{organ["name"]: organ["css"] for organ in self._state.organs}, **theirs}
+
+    def _follow(self, name: str, call: Callable[[], None]) -> None:
+        """Calls when the page has changed a name of the state."""
+        self._state.change(name)(lambda **_: call())
+
+
+def _figure(value: float, digits: int) -> str:
+    return "" if value != value else f"{value:.{digits}f}"
+
+
+def _percent(share: float) -> int | None:
+    """None for an organ that was not found."""
+    return None if share != share else round(100 * share)

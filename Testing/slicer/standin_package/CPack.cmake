@@ -1,0 +1,16 @@
+# A stand-in, see SlicerConfig.cmake: like the real one, it insists on a name, a licence and a readme.
+
+if(NOT "${EXTENSION_NAME}" STREQUAL "${PROJECT_NAME}")
+  message(FATAL_ERROR "the extension's name is not the project's")
+endif()
+foreach(kind LICENSE README)
+  if(NOT EXISTS "${EXTENSION_${kind}_FILE}")
+    message(FATAL_ERROR "EXTENSION_${kind}_FILE does not exist: ${EXTENSION_${kind}_FILE}")
+  endif()
+endforeach()
+foreach(kind NAME HOMEPAGE CONTRIBUTORS DESCRIPTION ICONURL SCREENSHOTURLS DEPENDS LICENSE_FILE README_FILE)
+  if("${EXTENSION_${kind}}" STREQUAL "")
+    message(FATAL_ERROR "EXTENSION_${kind} is empty")
+  endif()
+  standin_record(EXTENSION_${kind} "${EXTENSION_${kind}}")
+endforeach()

@@ -1,0 +1,268 @@
+"""The panel under PySide6: every control drives the real Logic over real MRML, with a stand-in worker beside it.
+
+The widgets of Slicer and CTK are stand-ins (qt_stand_ins.py); only the application itself can show the real ones.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import slicer
+import standin_model_worker as standin
+from made_results import add_volume, mask_of, names, paint
+from panel_bench import CHECKED, UNCHECKED, segmentations
+from PySide6 import QtCore, QtWidgets
+
+from PGPSAMSegmentLib import nodes
+from PGPSAMSegmentLib.parameters import Layers
+
+# ------------------------------------------------------------------------------------------------------ the whole way
+
+
+def test_one_click_segments_and_shows_everything(bench):
+    seen = []
+    bench.ui.progressBar.valueChanged.connect(seen.append)
+    assert bench.ui.autoSegmentButton.text() == "Auto-segment"
+    assert bench.parameters.inputVolume is bench.volume
+    bench.ui.autoSegmentButton.click()
+    assert bench.ui.autoSegmentButton.text() == "Cancel"
+    assert not bench.ui.progressBar.isHidden()
+    bench.wait_idle()
+    node = bench.parameters.outputSegmentation
+    assert names(node) == ["liver", "spleen"]
+    labels = standin.boxes(slicer.util.arrayFromVolume(bench.volume).shape, standin.ORGANS)
+    np.testing.assert_array_equal(mask_of(node, "liver", bench.volume), labels == 6)
+    assert bench.ui.autoSegmentButton.text() == "Auto-segment"
+    assert bench.ui.progressBar.isHidden()
+    assert "2 of 2 organs found in" in bench.status
+    assert seen[:1] == [44]  # 4 of 9 slices
+    assert [row[0] for row in bench.table()] == ["liver", "spleen"]
+    assert bench.ui.outputSegmentation.currentNode() is node
+    assert bench.ui.reviewList.count() == 2
+    assert bench.status in bench.log
+
+
+def test_progress_says_stage_slices_and_time(make_bench, host):
+    bench = make_bench("slow")
+    add_volume(host)
+    bench.open()
+    bench.ui.autoSegmentButton.click()
+    bench.wait(lambda: "4 of 9" in bench.status)
+    assert bench.status == "Segmenting slices: 4 of 9, about 9 s left"
+    bench.wait(lambda: "CT (segmenting)" in segmentations(), "a preview")
+    bench.ui.autoSegmentButton.click()
+    bench.wait_idle()
+    assert bench.status == "Cancelled; the scene is as before."
+    assert segmentations() == []
+    assert bench.ui.autoSegmentButton.text() == "Auto-segment"
+    assert bench.ui.autoSegmentButton.isEnabled()
+
+
+def test_nothing_starts_before_the_user_opens_the_module(make_bench, host):
+    bench = make_bench()
+    add_volume(host)
+    QtWidgets.QApplication.processEvents()
+    assert not bench.widget.timer.isActive()
+    assert bench.logic.facts == {}
+    assert not bench.logic._session.engine.running
+
+
+def test_the_button_says_what_is_missing(bench, host):
+    assert bench.ui.hintLabel.isHidden()
+    bench.ui.noOrgansButton.click()
+    assert not bench.ui.autoSegmentButton.isEnabled()
+    assert bench.ui.hintLabel.text() == "Tick at least one organ."
+    bench.ui.allOrgansButton.click()
+    assert bench.ui.autoSegmentButton.isEnabled()
+    slicer.mrmlScene.RemoveNode(bench.volume)
+    assert bench.ui.hintLabel.text() == "Load a CT and select it as the input volume."
+
+
+# ------------------------------------------------------------------------------------------------- the other controls
+
+
+def test_the_models_organs_card_and_score_are_a_click_away(bench):
+    assert bench.ui.model.currentText() == "abdomen-ct: 2 organs"
+    assert bench.ui.modelText.isHidden()
+    bench.ui.modelAboutButton.click()
+    text = bench.ui.modelText.toPlainText()
+    for part in ("Organs: liver, spleen", "Score: Dice 0.81", "A stand-in's card.", "lite_medsam"):
+        assert part in text
+    assert not bench.ui.modelText.isHidden()
+    bench.ui.modelAboutButton.click()
+    assert bench.ui.modelText.isHidden()
+
+
+def test_another_model_brings_its_own_organs(make_bench, host):
+    bench = make_bench()
+    standin.add_model(bench.models, "spleens", [standin.ORGANS[1]])
+    add_volume(host)
+    bench.open()
+    bench.ui.model.setCurrentIndex(bench.ui.model.findData("spleens"))
+    assert bench.parameters.model == "spleens"
+    assert [item.text() for item in bench.organ_items()] == ["spleen"]
+    assert names(bench.segment()) == ["spleen"]
+
+
+def test_ticks_choose_organs_and_are_the_scenes(bench):
+    spleen = bench.organ_items()[1]
+    spleen.setCheckState(UNCHECKED)
+    assert list(bench.parameters.skippedOrgans) == ["spleen"]
+    assert bench.ui.organCount.text() == "1 of 2 organs"
+    assert names(bench.segment()) == ["liver"]
+    bench.ui.noOrgansButton.click()
+    assert [item.checkState() for item in bench.organ_items()] == [UNCHECKED, UNCHECKED]
+    bench.parameters.skippedOrgans = ["liver"]
+    assert [item.checkState() for item in bench.organ_items()] == [UNCHECKED, CHECKED]
+    bench.ui.allOrgansButton.click()
+    assert list(bench.parameters.skippedOrgans) == []
+
+
+def test_devices_say_what_was_found_and_why_not(bench):
+    texts = [bench.ui.device.itemText(n) for n in range(bench.ui.device.count())]
+    assert texts == ["Automatic (CPU, 2 cores)", "CPU, 2 cores, 8 GB of memory"]
+    assert bench.ui.deviceNote.text() == "No GPU is used. The engine's torch was built without CUDA."
+    bench.ui.device.setCurrentIndex(1)
+    assert QtCore.QSettings().value("PGPSAMSegment/device") == "cpu"
+    bench.widget.choices.show_engine()
+    assert bench.widget.device == "cpu"
+
+
+def test_a_graphics_card_is_named_with_its_memory(bench):
+    facts = dict(bench.logic.facts, default_device="cuda:0", device_note="")
+    facts["devices"] = [facts["devices"][0], {**facts["devices"][1], "available": True, "why": ""}]
+    bench.logic._session.hello = facts
+    bench.widget.choices.show_engine()
+    assert bench.ui.deviceNote.text() == "GPU: Stand-in GPU, 24.0 GB of memory."
+    assert bench.ui.device.itemText(0) == "Automatic (Stand-in GPU)"
+
+
+def test_finished_work_is_kept_and_the_box_to_replace_it_goes_off_again(bench):
+    node = bench.segment()
+    mine = np.zeros(slicer.util.arrayFromVolume(bench.volume).shape, bool)
+    mine[4, 4, 4] = True
+    paint(node, "liver", bench.volume, mine)
+    assert bench.segment() is node
+    assert names(node) == ["liver", "spleen", "liver (2)"]
+    assert "'liver' is your work: it stays" in bench.log
+    bench.ui.overwrite.setChecked(True)
+    assert bench.parameters.overwrite
+    bench.segment()
+    assert mask_of(node, "liver", bench.volume).sum() > 1
+    assert not bench.ui.overwrite.isChecked()
+
+
+def test_the_last_run_can_be_undone(bench):
+    assert not bench.ui.undoButton.isEnabled()
+    bench.segment()
+    assert bench.ui.undoButton.isEnabled()
+    bench.ui.undoButton.click()
+    assert segmentations() == []
+    assert bench.parameters.outputSegmentation is None
+    assert not bench.ui.undoButton.isEnabled()
+
+
+def test_an_undo_that_would_lose_edits_says_so(bench):
+    node = bench.segment()
+    bench.segment()
+    paint(node, "liver", bench.volume, np.ones(slicer.util.arrayFromVolume(bench.volume).shape, bool))
+    bench.ui.undoButton.click()
+    assert "was edited after the run" in bench.status
+    assert names(node) == ["liver", "spleen"]
+
+
+def test_the_switches_show_3d_prompts_and_confidence(bench, host):
+    _, composite = host.add_view()
+    node = bench.segment()
+    surfaces = lambda: node.GetSegmentation().ContainsRepresentation("Closed surface")  # noqa: E731
+    assert not surfaces()
+    bench.ui.show3D.setChecked(True)
+    assert surfaces()
+    assert node.GetDisplayNode().GetVisibility3D()
+    bench.ui.show3D.setChecked(False)
+    assert not surfaces()
+    texts = [bench.ui.layers.itemText(n) for n in range(3)]
+    assert texts == ["Masks", "Prompts", "Both"]
+    prompts = nodes.companion(node, nodes.PROMPTS)
+    for text, shown in zip(texts, ((1, 0), (0, 1), (1, 1)), strict=True):
+        bench.ui.layers.setCurrentText(text)
+        assert (node.GetDisplayVisibility(), prompts.GetDisplayVisibility()) == shown
+    bench.ui.confidenceOverlay.setChecked(True)
+    assert composite.GetForegroundVolumeID() == nodes.companion(node, nodes.CONFIDENCE).GetID()
+    bench.ui.confidenceOverlay.setChecked(False)
+    assert composite.GetForegroundVolumeID() is None
+
+
+def test_switches_that_are_set_before_a_run_hold_for_its_result(bench, host):
+    _, composite = host.add_view()
+    bench.ui.show3D.setChecked(True)
+    bench.ui.confidenceOverlay.setChecked(True)
+    node = bench.segment()
+    assert node.GetSegmentation().ContainsRepresentation("Closed surface")
+    assert composite.GetForegroundVolumeID() == nodes.companion(node, nodes.CONFIDENCE).GetID()
+
+
+def test_selecting_another_segmentation_changes_nothing_in_it(bench, host):
+    _, composite = host.add_view()
+    node = bench.segment()
+    bench.ui.confidenceOverlay.setChecked(True)
+    bench.ui.layers.setCurrentText("Prompts")
+    other = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "of the user's")
+    other.CreateDefaultDisplayNodes()
+    other.SetReferenceImageGeometryParameterFromVolumeNode(bench.volume)
+    paint(other, "bone", bench.volume, np.ones(slicer.util.arrayFromVolume(bench.volume).shape, bool))
+    other.CreateClosedSurfaceRepresentation()
+    bench.ui.outputSegmentation.setCurrentNode(other)
+    assert other.GetSegmentation().ContainsRepresentation("Closed surface")
+    assert other.GetDisplayVisibility()
+    assert bench.ui.show3D.isChecked()
+    assert bench.parameters.layers is Layers.MASKS
+    assert composite.GetForegroundVolumeID() is None
+    assert not bench.ui.layers.isEnabled()
+    assert bench.ui.resultsTable.mrmlTableNode() is None
+    bench.ui.outputSegmentation.setCurrentNode(node)
+    assert bench.parameters.layers is Layers.PROMPTS
+    assert len(bench.table()) == 2
+
+
+def test_the_log_can_be_copied(bench):
+    assert "Engine 0.1.0 is ready, device cpu." in bench.log
+    bench.ui.copyLogButton.click()
+    assert QtWidgets.QApplication.clipboard().text().strip() == bench.log.strip()
+
+
+# ------------------------------------------------------------------------------------------ the scene keeps the state
+
+
+def test_the_state_survives_saving_and_loading(bench, host, tmp_path):
+    node = bench.segment()
+    bench.ui.show3D.setChecked(True)
+    bench.ui.layers.setCurrentText("Both")
+    bench.organ_items()[1].setCheckState(UNCHECKED)
+    bench.ui.steps.setValue(77)
+    bench.ui.newModel.setText("later")
+    bench.ui.nextButton.click()
+    bench.ui.checkedButton.click()
+    name, path = node.GetName(), str(tmp_path / "scene.mrb")
+    assert slicer.util.saveScene(path)
+    slicer.mrmlScene.Clear()
+    assert not bench.ui.show3D.isChecked()
+    assert bench.ui.newModel.text() == ""
+    slicer.util.loadScene(path)
+    assert bench.parameters.outputSegmentation.GetName() == name
+    assert bench.parameters.inputVolume.GetName() == "CT"
+    assert bench.ui.show3D.isChecked()
+    assert bench.ui.layers.currentText() == "Both"
+    assert [item.checkState() for item in bench.organ_items()] == [CHECKED, UNCHECKED]
+    assert (bench.ui.steps.value(), bench.ui.newModel.text()) == (77, "later")
+    assert bench.ui.reviewProgress.text().startswith("1 of 2 places checked")
+    assert len(bench.table()) == 2
+
+
+def test_after_a_scene_was_cleared_the_widgets_belong_to_the_new_one(bench):
+    old = bench.parameters.parameterNode
+    slicer.mrmlScene.Clear(True)  # takes the parameter node away as well
+    assert bench.parameters.parameterNode is not old
+    bench.ui.steps.setValue(55)
+    bench.ui.show3D.setChecked(True)
+    assert (bench.parameters.steps, bench.parameters.show3D) == (55, True)
+    assert old.GetParameter("steps") != "55"

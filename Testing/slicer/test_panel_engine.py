@@ -1,0 +1,208 @@
+"""The panel and the engine: installing, removing, and everything that may go wrong while it works."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import qt_stand_ins
+import slicer
+import standin_model_worker as standin
+from listening import is_alive, wait_for_end
+from made_results import add_volume, names
+from panel_bench import WORKER, segmentations
+from standin_slicer import make_wheel
+
+from PGPSAMSegmentLib import install
+
+# --------------------------------------------------------------------------------------------------------- the engine
+
+
+def test_without_an_engine_the_panel_says_so_and_starts_nothing(make_bench, host):
+    bench = make_bench(mode="")
+    add_volume(host)
+    bench.widget.enter()
+    assert bench.ui.engineStatus.text() == "Not installed."
+    assert "open the section Engine and press Install" in bench.ui.hintLabel.text()
+    assert not bench.ui.autoSegmentButton.isEnabled()
+    assert bench.ui.installButton.isEnabled()
+    assert not bench.ui.removeButton.isEnabled()
+    assert not bench.widget.timer.isActive()
+
+
+def test_an_installation_is_refused_with_the_reason(make_bench, tmp_path):
+    bench = make_bench(mode="")
+    empty = tmp_path / "wheels"
+    empty.mkdir()
+    bench.ui.wheelsFolder.setCurrentPath(str(empty))
+    bench.ui.installButton.click()
+    assert "holds no wheels" in bench.status
+    assert bench.window.questions == []
+    assert bench.widget.engine.installation is None
+
+
+def test_nothing_is_installed_if_the_user_says_no(make_bench, tmp_path):
+    bench = make_bench(mode="")
+    wheels = tmp_path / "wheels"
+    make_wheel(wheels, "torch", "2.9.0")
+    bench.ui.wheelsFolder.setCurrentPath(str(wheels))
+    bench.window.agrees = False
+    bench.ui.installButton.click()
+    (question,) = bench.window.questions
+    for part in ("Install the engine?", "Folder: ", "Disk: about", "without a network"):
+        assert part in question
+    assert not install.default_folder().exists()
+
+
+def test_install_cancel_repair_and_remove(make_bench, tmp_path):
+    """Real pip, from a folder that lacks most wheels, so that it ends without a network and says why."""
+    bench = make_bench(mode="")
+    wheels = tmp_path / "wheels"
+    make_wheel(wheels, "torch", "2.9.0")
+    bench.ui.wheelsFolder.setCurrentPath(str(wheels))
+    bench.ui.installButton.click()
+    assert bench.ui.installButton.text() == "Cancel"
+    assert not bench.ui.installBar.isHidden()
+    assert not bench.ui.engineFolder.isEnabled()
+    bench.ui.installButton.click()
+    bench.wait_idle()
+    assert "cancelled" in bench.ui.installStatus.text().lower()
+    assert bench.ui.installButton.text() == "Install..."
+    assert bench.ui.engineStatus.text().startswith("Not usable: the installation was not finished")
+    bench.ui.repairButton.click()
+    bench.wait_idle()
+    assert "holds no" in bench.ui.installStatus.text()  # the wheels of the other packages are not there
+    bench.ui.removeButton.click()
+    assert not install.default_folder().exists()
+    assert bench.ui.engineStatus.text() == "Not installed."
+
+
+def test_a_python_of_the_users_own_is_tried_before_it_is_taken(make_bench, monkeypatch, tmp_path):
+    bench = make_bench(mode="")
+    command = [sys.executable, str(WORKER), str(bench.models)]
+    monkeypatch.setattr(install, "own_worker_command", lambda python: [python, "-c", "raise ImportError('no torch')"])
+    qt_stand_ins.StandInFileDialog.answer = sys.executable
+    bench.ui.ownPythonButton.click()
+    bench.wait_idle()
+    assert "no torch" in bench.ui.installStatus.text()
+    assert bench.ui.engineStatus.text() == "Not installed."
+    monkeypatch.setattr(install, "own_worker_command", lambda python: command)
+    monkeypatch.setattr(install, "worker_command", lambda folder: command)
+    bench.ui.ownPythonButton.click()
+    bench.wait_idle()
+    assert "runs the engine" in bench.log
+    assert bench.ui.engineStatus.text().startswith("Ready")
+    assert [model["name"] for model in bench.logic.models] == ["abdomen-ct"]
+
+
+def test_folders_are_the_users_settings(make_bench, tmp_path):
+    bench = make_bench(mode="")
+    bench.ui.engineFolder.setCurrentPath(str(tmp_path / "elsewhere"))
+    bench.ui.wheelsFolder.setCurrentPath(str(tmp_path / "wheels"))
+    assert bench.logic.engineFolder == tmp_path / "elsewhere"
+    again = make_bench(mode="")
+    assert again.ui.engineFolder.currentPath == str(tmp_path / "elsewhere")
+    assert again.ui.wheelsFolder.currentPath == str(tmp_path / "wheels")
+
+
+# ------------------------------------------------------------------------------------------------------------- faults
+
+
+def test_the_volume_is_deleted_while_running(make_bench, host):
+    bench = make_bench("slow")
+    volume = add_volume(host)
+    bench.open()
+    bench.ui.autoSegmentButton.click()
+    bench.wait(lambda: "CT (segmenting)" in segmentations())
+    slicer.mrmlScene.RemoveNode(volume)
+    bench.wait_idle()
+    assert bench.status.startswith("The volume 'CT' was removed while it was segmented.")
+    assert segmentations() == []
+
+
+def test_the_scene_is_closed_while_running_and_the_next_one_works(make_bench, host):
+    bench = make_bench("slow")
+    add_volume(host)
+    bench.open()
+    bench.ui.autoSegmentButton.click()
+    bench.wait(lambda: "CT (segmenting)" in segmentations())
+    slicer.mrmlScene.Clear()
+    bench.wait_idle()
+    assert segmentations() == []
+    assert "removed while it was segmented" in bench.status
+    volume = add_volume(host, name="next")
+    assert bench.parameters.inputVolume is volume
+    bench.ui.autoSegmentButton.click()
+    bench.wait(lambda: "next (segmenting)" in segmentations())
+    bench.ui.autoSegmentButton.click()
+    bench.wait_idle()
+
+
+def test_a_second_click_cancels_and_a_third_starts_anew(make_bench, host):
+    bench = make_bench("slow")
+    add_volume(host)
+    bench.open()
+    bench.ui.autoSegmentButton.click()
+    bench.ui.autoSegmentButton.click()
+    bench.wait_idle()
+    assert bench.status == "Cancelled; the scene is as before."
+    bench.ui.autoSegmentButton.click()
+    bench.wait(lambda: "4 of 9" in bench.status)
+
+
+def test_a_removed_model_is_named_and_leaves_the_list(make_bench, host):
+    bench = make_bench()
+    standin.add_model(bench.models, "spleens", [standin.ORGANS[1]])
+    add_volume(host)
+    bench.open()
+    bench.parameters.model = "spleens"
+    (bench.models / "spleens" / "model.json").unlink()
+    bench.ui.autoSegmentButton.click()
+    bench.wait_idle()
+    assert "No model 'spleens'. Known: abdomen-ct" in bench.log
+    assert [bench.ui.model.itemData(n) for n in range(bench.ui.model.count())] == ["abdomen-ct"]
+    assert "The model 'spleens' is not installed: 'abdomen-ct' is chosen instead." in bench.log
+    assert names(bench.segment()) == ["liver", "spleen"]
+
+
+@pytest.mark.skipif(
+    not Path("/dev/full").exists(), reason="/dev/full, a disk that is always full, is not on this system"
+)
+def test_a_full_disk_is_one_line(make_bench, host):
+    bench = make_bench("full")
+    add_volume(host)
+    bench.open()
+    bench.ui.autoSegmentButton.click()
+    bench.wait_idle()
+    assert "No space left on device" in bench.log
+    assert "Traceback" not in bench.log
+    assert segmentations() == []
+
+
+def test_a_dead_engine_shows_the_end_of_its_log(make_bench, host):
+    bench = make_bench("dies")
+    add_volume(host)
+    bench.open()
+    bench.ui.autoSegmentButton.click()
+    bench.wait_idle()
+    assert "ended unexpectedly" in bench.status
+    assert "the stand-in ends here" in bench.log
+    assert "The whole log: " in bench.log
+    assert segmentations() == []
+    assert bench.ui.autoSegmentButton.isEnabled()
+
+
+def test_cleanup_while_running_leaves_no_process_and_no_preview(make_bench, host):
+    bench = make_bench("slow")
+    add_volume(host)
+    bench.open()
+    bench.ui.autoSegmentButton.click()
+    bench.wait(lambda: "CT (segmenting)" in segmentations())
+    pid = bench.pid
+    assert is_alive(pid)
+    bench.widget.cleanup()
+    wait_for_end(pid)
+    assert segmentations() == []
+    assert not bench.widget.timer.isActive()
+    assert bench.widget.Observations == []

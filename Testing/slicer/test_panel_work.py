@@ -1,0 +1,156 @@
+"""The panel after a run: going through the slices to check, correcting, training a model on that."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import slicer
+from made_results import add_volume, mask_of, names, paint
+from panel_bench import press, segmentations
+from PySide6 import QtCore
+
+from PGPSAMSegmentLib import review, training
+
+# ------------------------------------------------------------------------------------------------------------- review
+
+
+def test_the_review_goes_from_place_to_place(bench, host):
+    view, _ = host.add_view()
+    node = bench.segment()
+    assert [bench.ui.reviewList.item(n).text() for n in range(2)] == [
+        "liver, slice 4: confidence 50 %",
+        "spleen, slice 4: confidence 50 %",
+    ]
+    assert not bench.ui.checkedButton.isEnabled()
+    bench.ui.nextButton.click()
+    item = review.current(node)
+    assert item.organ == "liver"
+    assert view.GetSliceOffset() == pytest.approx(review.position(node, item)[2])
+    editor = slicer.mrmlScene.GetSingletonNode("SegmentEditor", "vtkMRMLSegmentEditorNode")
+    assert editor.GetSelectedSegmentID() == item.segment
+    assert editor.GetSegmentationNode() is node
+    assert editor.GetSourceVolumeNode() is bench.volume
+    bench.ui.checkedButton.click()  # checks the liver, goes on to the spleen
+    assert bench.ui.reviewList.item(0).text().startswith("✓ ")
+    assert bench.ui.reviewProgress.text() == "1 of 2 places checked; next: spleen, slice 4"
+    assert review.current(node).organ == "spleen"
+    bench.ui.previousButton.click()
+    assert review.current(node).organ == "spleen"  # the only one that is left
+    bench.ui.checkedButton.click()
+    assert bench.ui.reviewProgress.text() == "2 of 2 places checked; all done."
+    assert not bench.ui.nextButton.isEnabled()
+
+
+def test_a_click_in_the_list_goes_there_and_a_check_can_be_taken_back(bench):
+    node = bench.segment()
+    bench.ui.reviewList.setCurrentRow(1)
+    assert review.current(node).organ == "spleen"
+    bench.ui.checkedButton.click()
+    bench.ui.reviewList.setCurrentRow(1)
+    assert review.current(node).checked
+    assert bench.ui.checkedButton.text() == "Not checked"
+    bench.ui.checkedButton.click()
+    assert [item.checked for item in review.items(node)] == [False, False]
+
+
+def test_the_segment_editor_is_a_click_away(bench):
+    bench.segment()
+    bench.ui.editButton.click()
+    assert bench.window.selected_modules == ["SegmentEditor"]
+
+
+def test_what_changed_is_told_in_voxels_and_dice(bench):
+    node = bench.segment()
+    bench.ui.compareButton.click()
+    assert bench.ui.changesText.text() == "Nothing was changed since the result came."
+    liver = mask_of(node, "liver", bench.volume)
+    before = liver.sum()
+    liver[4, 2, 2:5] = False
+    liver[0, 0, 0] = True
+    paint(node, "liver", bench.volume, liver)
+    bench.ui.compareButton.click()
+    dice = 2 * (before - 3) / (2 * before - 2)
+    expected = f"liver: 1 voxels added, 3 removed, Dice with the first result {dice:.3f}"
+    assert bench.ui.changesText.text() == expected
+
+
+@pytest.mark.parametrize(
+    ("keys", "organ"), [((QtCore.Qt.Key.Key_Right,), "liver"), ((QtCore.Qt.Key.Key_Left,), "spleen")]
+)
+def test_shortcuts_walk_through_the_review(bench, keys, organ):
+    node = bench.segment()
+    press(bench, keys[0])
+    assert review.current(node).organ == organ
+    press(bench, QtCore.Qt.Key.Key_K)
+    assert [item.checked for item in review.items(node) if item.organ == organ] == [True]
+
+
+def test_a_shortcut_segments_and_one_without_a_result_does_no_harm(bench):
+    press(bench, QtCore.Qt.Key.Key_Right)
+    press(bench, QtCore.Qt.Key.Key_K)
+    press(bench, QtCore.Qt.Key.Key_G)
+    bench.wait_idle()
+    assert names(bench.parameters.outputSegmentation) == ["liver", "spleen"]
+
+
+# ----------------------------------------------------------------------------------------------------------- training
+
+
+def test_corrected_slices_make_a_new_model_that_is_then_chosen(bench):
+    node = bench.segment()
+    bench.ui.useCorrectedButton.click()
+    assert "nothing was corrected" in bench.status.lower()
+    liver = mask_of(node, "liver", bench.volume)
+    liver[4, 2, 2:5] = False
+    paint(node, "liver", bench.volume, liver)
+    bench.ui.useCorrectedButton.click()
+    assert bench.ui.adaptSection.collapsed is False
+    assert bench.ui.cases.item(0).text() == f"corrected slices of {node.GetName()}"
+    assert not bench.ui.adaptButton.isEnabled()
+    bench.ui.newModel.setText("mine")
+    bench.ui.steps.setValue(30)
+    assert bench.parameters.steps == 30
+    bench.ui.adaptButton.click()
+    assert bench.ui.adaptButton.text() == "Cancel"
+    assert not bench.ui.autoSegmentButton.isEnabled()
+    bench.wait_idle()
+    assert bench.ui.adaptStatus.text() == "The model 'mine' is ready and chosen."
+    assert bench.ui.adaptButton.text() == "Train new model"
+    assert bench.parameters.model == "mine"
+    assert [bench.ui.model.itemData(n) for n in range(bench.ui.model.count())] == ["abdomen-ct", "mine"]
+    assert bench.ui.autoSegmentButton.isEnabled()
+
+
+def test_pairs_of_the_scene_are_added_and_removed(bench):
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "drawn")
+    node.SetReferenceImageGeometryParameterFromVolumeNode(bench.volume)
+    assert not bench.ui.addCaseButton.isEnabled()
+    bench.ui.trainingVolume.setCurrentNode(bench.volume)
+    bench.ui.trainingSegmentation.setCurrentNode(node)
+    bench.ui.addCaseButton.click()
+    assert "has no segments" in bench.status
+    paint(node, "lesion", bench.volume, np.ones(slicer.util.arrayFromVolume(bench.volume).shape, bool))
+    bench.ui.addCaseButton.click()
+    assert bench.ui.cases.item(0).text() == "drawn on CT"
+    bench.ui.cases.setCurrentRow(0)
+    bench.ui.removeCaseButton.click()
+    assert bench.ui.cases.count() == 0
+    assert "drawn" in segmentations()
+
+
+def test_a_training_can_be_cancelled(make_bench, host):
+    bench = make_bench("slow")
+    volume = add_volume(host)
+    bench.open()
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "drawn")
+    node.SetReferenceImageGeometryParameterFromVolumeNode(volume)
+    paint(node, "lesion", volume, np.ones(slicer.util.arrayFromVolume(volume).shape, bool))
+    training.add(node, volume)
+    bench.ui.newModel.setText("lesions")
+    bench.ui.adaptButton.click()
+    bench.wait(lambda: "1 of 200" in bench.ui.adaptStatus.text())
+    assert bench.ui.adaptStatus.text() == "Training: 1 of 200, loss 1.0, about 60 s left"
+    bench.ui.adaptButton.click()
+    bench.wait_idle()
+    assert bench.ui.adaptStatus.text() == "Cancelled; no model was made."
+    assert not (bench.models / "lesions").exists()
