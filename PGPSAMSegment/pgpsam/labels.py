@@ -191,6 +191,15 @@ class LabelSet:
         return cls(tuple(labels))
 
 
+def canonical_name(name: str) -> str:
+    """How `ABDOMEN` writes an organ that it knows ("kidney_right", "Oesophagus"); others in lower case."""
+    key = _key(name)
+    organ, _, side = key.rpartition(" ")
+    if side in ("right", "left"):  # "kidney_right", as some data sets write it
+        key = f"{side} {organ}"
+    return _SYNONYMS.get(key, key)
+
+
 def _key(name: str) -> str:
     return " ".join(name.replace("_", " ").casefold().split())
 
@@ -265,12 +274,7 @@ def _id_and_name(key: object, value: object) -> tuple[int, str]:
 
 
 def _label_from_name(label_id: int, name: str, used: Sequence[tuple[int, int, int]]) -> Label:
-    known = {_key(label.name): label for label in ABDOMEN}
-    key = _key(name)
-    organ, _, side = key.rpartition(" ")
-    if side in ("right", "left"):  # "kidney_right", as some data sets write it
-        key = f"{side} {organ}"
-    label = known.get(_SYNONYMS.get(key, key))
+    label = {_key(label.name): label for label in ABDOMEN}.get(canonical_name(name))
     if label is not None:
         return replace(label, id=label_id, name=name)
     taken = {label.color for label in ABDOMEN} | set(used)

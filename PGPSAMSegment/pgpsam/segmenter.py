@@ -18,7 +18,7 @@ from pgpsam.device import autocast, choose_device
 from pgpsam.errors import Cancelled, UserError
 from pgpsam.labels import LabelSet
 from pgpsam.models.store import ModelSpec, find_model, load_model
-from pgpsam.models.weights import load_state, locate
+from pgpsam.models.weights import base_state
 from pgpsam.network.lora import put_tensors
 from pgpsam.network.methods import Output, SegmentationNetwork, build_network
 from pgpsam.postprocess import keep_components
@@ -213,9 +213,7 @@ def restore_network(
         UserError: the base weights are missing or others than the model was trained on, or the adapter does not
             fit the method.
     """
-    path = locate(spec.backbone, weights)
-    network = build_network(
-        spec.method, spec.backbone, len(spec.labels) + 1, spec.settings, load_state(path, spec.backbone)
-    )
+    published, _ = base_state(spec.backbone, weights)
+    network = build_network(spec.method, spec.backbone, len(spec.labels) + 1, spec.settings, published)
     put_tensors(network, tensors, spec.name)
     return network

@@ -15,7 +15,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from driving import CHROMIUM, CHROMIUM_OPTIONS, PATIENCE_S, WINDOW, RunningApp, wait_until
+from driving import CHROMIUM, CHROMIUM_OPTIONS, RUN_S, WINDOW, RunningApp, wait_until
 from needs import rendering_trouble
 
 MODEL_VARIABLE = "PGPSAM_TEST_MODEL"
@@ -78,11 +78,11 @@ def app(
 def page(browser: Any, app: RunningApp) -> Iterator[Any]:
     """The page in the browser, with the engine ready; the tests of a file share it and go on from each other."""
     page = browser.new_page(viewport=WINDOW)
-    page.set_default_timeout(PATIENCE_S * 1000)
+    page.set_default_timeout(RUN_S * 1000)
     faults: list[str] = []
     page.on("pageerror", lambda error: faults.append(str(error)))
     page.goto(app.url)
-    wait_until(lambda: "Engine ready" in page.inner_text("#engine"), "the engine")
+    wait_until(lambda: "Engine ready" in page.inner_text("#engine"), "the engine", RUN_S)
     yield page
     page.close()
     assert faults == []

@@ -22,10 +22,12 @@ HERE = Path(__file__).resolve().parent
 CHROMIUM = "/usr/bin/chromium"
 CHROMIUM_OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
 WINDOW = {"width": 1600, "height": 1000}
-PATIENCE_S = 900.0  # with a busy processor; an idle one needs a hundredth of it
+# With a busy processor; an idle one needs a hundredth of it.
+RUN_S = 900.0  # for the engine
+LOOK_S = 180.0  # for the page and its pictures
 
 
-def wait_until(seen: Callable[[], Any], what: str, patience_s: float = PATIENCE_S) -> Any:
+def wait_until(seen: Callable[[], Any], what: str, patience_s: float = LOOK_S) -> Any:
     """What `seen` returns once it is true."""
     limit = time.monotonic() + patience_s
     while not (found := seen()):
@@ -53,7 +55,7 @@ class RunningApp:
             self.process = subprocess.Popen(
                 command, env={**os.environ, **variables}, stdout=output, stderr=subprocess.STDOUT
             )
-        wait_until(self._answers, f"the page at {self.url}")
+        wait_until(self._answers, f"the page at {self.url}", RUN_S)
 
     def _answers(self) -> bool:
         assert self.process.poll() is None, f"the app ended with {self.process.returncode}:\n{self.log.read_text()}"

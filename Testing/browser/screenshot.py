@@ -7,7 +7,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from driving import CHROMIUM, CHROMIUM_OPTIONS, PATIENCE_S, WINDOW, RunningApp, colored, wait_until
+from driving import CHROMIUM, CHROMIUM_OPTIONS, RUN_S, WINDOW, RunningApp, colored, wait_until
 from playwright.sync_api import sync_playwright
 
 PICTURE = Path(__file__).resolve().parents[2] / "Resources" / "Screenshots" / "browser.png"
@@ -24,7 +24,7 @@ def main() -> None:
         app = RunningApp([str(options.volume), "--model", options.model], {}, Path(folder) / "app.log")
         try:
             page = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_OPTIONS).new_page(viewport=WINDOW)
-            page.set_default_timeout(4 * PATIENCE_S * 1000)
+            page.set_default_timeout(4 * RUN_S * 1000)
             page.goto(app.url)
             page.locator("#run:enabled").click()
             page.wait_for_selector("#figures, #error")

@@ -12,7 +12,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
-from driving import HERE, PATIENCE_S, RunningApp, colored, picture, wait_until
+from driving import HERE, RUN_S, RunningApp, colored, picture, wait_until
 
 
 def working(page: Any) -> bool:
@@ -37,7 +37,7 @@ def watch_run(page: Any) -> tuple[list[str], float]:
             most = max(most, share if working(page) else 0.0)
         return False
 
-    wait_until(ended, "the end of the run")
+    wait_until(ended, "the end of the run", RUN_S)
     return lines, most
 
 
@@ -76,7 +76,7 @@ class TestPage:
 
     def test_cancel_half_way_leaves_nothing(self, page: Any) -> None:
         page.click("#run")
-        wait_until(lambda: re.search(r"slices: [1-9]", page.inner_text("#stage")), "the first slices")
+        wait_until(lambda: re.search(r"slices: [1-9]", page.inner_text("#stage")), "the first slices", RUN_S)
         assert page.inner_text("#cancel") == "Cancel"
         page.click("#cancel")
         page.wait_for_selector("#run")
@@ -96,7 +96,7 @@ class TestPage:
         wait_until(lambda: colored(page, "3D") > 0.01, "the organs in 3D")
 
     def test_the_table_gives_volume_intensity_and_confidence(self, page: Any) -> None:
-        rows = [row.split("\t") for row in page.locator("#figures tbody").inner_text().splitlines()]
+        rows = [row.locator("td").all_inner_texts() for row in page.locator("#figures tbody tr").all()]
         liver = next(row for row in rows if row[0].strip() == "liver")
         assert len(rows) == 13
         assert 50 < float(liver[1]) < 600  # ten slices of 3 mm
@@ -133,7 +133,7 @@ class TestPage:
         axial = page.locator(".layout-grid-item", has=page.get_by_text("Axial", exact=True))
         shown = axial.locator(".view-place")
         wait_until(
-            lambda: low - 1.6 < float(shown.inner_text().removesuffix("mm")) < high + 1.6, "the place's own slice", 60
+            lambda: low - 1.6 < float(shown.inner_text().removesuffix("mm")) < high + 1.6, "the place's own slice"
         )
         note = page.inner_text("#review-note")
         page.click("#review-mark")
@@ -172,7 +172,7 @@ def test_a_dicom_series_opens_and_an_engine_that_cannot_start_is_told_in_one_lin
     arguments = [str(shared_data / "samples" / "dicom"), "--engine-python", str(tmp_path / "no python")]
     app = RunningApp(arguments, {}, tmp_path / "app.log")
     page = browser.new_page()
-    page.set_default_timeout(PATIENCE_S * 1000)
+    page.set_default_timeout(RUN_S * 1000)
     try:
         page.goto(app.url)
         page.wait_for_selector("#error")
@@ -197,7 +197,7 @@ def test_what_the_user_can_mend_ends_with_one_line_and_2(drawable: None, tmp_pat
         port = str(taken.getsockname()[1]) if fault == "port in use" else "8137"
         name = "letter.nii.gz" if fault == "no volume" else "nothing.nii.gz"
         command = [sys.executable, str(HERE / "app.py"), str(tmp_path / name), "--no-browser", "--port", port]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=RUN_S)
     assert result.returncode == 2
     line = result.stderr.splitlines()[-1]
     assert line.startswith("app.py: ")

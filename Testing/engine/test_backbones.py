@@ -17,7 +17,7 @@ from segment_anything.modeling import ImageEncoderViT
 from torch import Tensor, nn
 
 from pgpsam.errors import UserError
-from pgpsam.models.weights import BASE_WEIGHTS
+from pgpsam.models.weights import BASE_WEIGHTS, FROM_SCRATCH
 from pgpsam.network.backbones import BACKBONES, build_backbone
 from pgpsam.network.backbones.sam_vit import SamViT, SplitQKV, resize_positions
 from pgpsam.network.backbones.tiny_vit import TinyViT, offset_index
@@ -91,13 +91,14 @@ def same(one: Features, other: Features) -> bool:
 
 
 def test_every_backbone_has_base_weights() -> None:
-    assert set(BACKBONES) == set(BASE_WEIGHTS)
+    assert set(BACKBONES) == {*BASE_WEIGHTS, FROM_SCRATCH}
 
 
 def test_an_unknown_backbone_is_named_with_those_that_exist() -> None:
     with pytest.raises(UserError) as caught:
         build_backbone("vit_x")
-    assert str(caught.value) == ("unknown backbone 'vit_x'. Choose one of lite_medsam, vit_b, vit_l, vit_h, medsam.")
+    names = "lite_medsam, vit_b, vit_l, vit_h, medsam, none"
+    assert str(caught.value) == f"unknown backbone 'vit_x'. Choose one of {names}."
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,14 @@ import torch
 from safetensors.torch import load_file
 
 from pgpsam.errors import Cancelled, UserError
-from pgpsam.network.methods import Output, make_settings
+from pgpsam.network.base import Distillation, Output
+from pgpsam.network.methods import METHODS, make_settings
 from pgpsam.training.augment import Augmentation, Augmenter, Unenhance
 from pgpsam.training.batches import Order
 from pgpsam.training.commands import finetune_main
 from pgpsam.training.data import annotated_slices, load_case, read_dataset, read_slice_list
 from pgpsam.training.finetune import TrainingSettings, finetune, learning_rate
-from pgpsam.training.losses import class_weights, segmentation_loss, total_loss
+from pgpsam.training.losses import class_weights, distillation_loss, segmentation_loss, total_loss
 from pgpsam.training.recipes import recipe
 from pgpsam.training.run import SliceChoice, choose_samples, evaluate, split_cases, train_on_dataset
 
@@ -173,6 +174,33 @@ def test_passes_are_weighed():
     )
 
 
+def test_passes_of_several_sizes_each_learn_at_their_own():
+    labels = torch.zeros(1, 4, 4, dtype=torch.long)
+    labels[0, :2] = 1
+    right = torch.stack([1.0 - 2.0 * labels, 2.0 * labels - 1.0], 1) * 10
+    small = right[..., ::2, ::2]
+    assert total_loss(Output(right, (right, small)), labels, 0.5) < 0.01
+    assert total_loss(Output(right, (right, -small)), labels, 0.5) == pytest.approx(
+        0.25 * segmentation_loss(-small, labels[:, ::2, ::2]).item(), abs=1e-3
+    )
+
+
+def test_distillation_of_a_hand_worked_example():
+    # T = 2: the teacher's logits (2 ln 3, 0) are softened to shares (3/4, 1/4), the student's (0, 0) to halves.
+    teacher = torch.tensor([2 * np.log(3.0), 0.0])[None, :, None, None].expand(1, 2, 1, 3).clone().requires_grad_()
+    student = torch.zeros(1, 2, 1, 3, requires_grad=True)
+    divergence = 0.75 * np.log(1.5) + 0.25 * np.log(0.5)
+    loss = distillation_loss(Distillation(student, teacher, 0.5, 2.0))
+    assert loss.item() == pytest.approx(0.5 * 4 * divergence, abs=1e-5)
+    loss.backward()
+    assert teacher.grad is None
+    assert student.grad.norm() > 0
+    labels = torch.zeros(1, 1, 3, dtype=torch.long)
+    plain = total_loss(Output(student, (student,)), labels, 0.5)
+    taught = total_loss(Output(student, (student,), distillation=Distillation(student, teacher, 0.5, 2.0)), labels, 0.5)
+    assert (taught - plain).item() == pytest.approx(0.5 * loss.item(), abs=1e-5)  # as the first pass's own loss
+
+
 def test_augmentation_never_flips_and_never_invents_labels():
     image = torch.zeros(1, 60, 100)
     labels = torch.zeros(60, 100, dtype=torch.uint8)
@@ -282,6 +310,33 @@ def test_the_probe_trains_on_features_that_are_encoded_once(phantoms, tmp_path):
     tensors = load_file(tmp_path / "probe" / "adapter.safetensors")
     assert all(name.startswith("head.") for name in tensors)
     assert evaluate(tmp_path / "probe", phantoms, tmp_path / "scores", cases=["case_2"], device="cpu")["cases"]
+
+
+@pytest.mark.parametrize("method", sorted({*METHODS} - {"pgp", "probe"}))
+def test_every_other_method_goes_from_a_data_set_to_a_model_that_segments(phantoms, tmp_path, method):
+    settings = replace(recipe(method), iterations=2, batch=2, canvas=(56, 112))
+    summary = train_on_dataset(phantoms, tmp_path / "m", settings, SliceChoice(), device="cpu")
+    assert [case["case"] for case in summary["cases"]] == ["case_2"]
+    spec = json.loads((tmp_path / "m" / "model.json").read_text())
+    assert (spec["method"], spec["backbone"]) == (method, settings.backbone)
+    assert f"Method `{method}` " in (tmp_path / "m" / "CARD.md").read_text()
+    again = evaluate(tmp_path / "m", phantoms, tmp_path / "scores", cases=["case_2"], device="cpu")
+    assert again["all"]["dice"] == summary["all"]["dice"]
+
+
+def test_a_frozen_encoder_keeps_only_necks_where_the_method_needs_no_more(phantoms, tmp_path):
+    """PGP-SAM without LoRA and without augmentation still gets its taps."""
+    settings = replace(
+        recipe("pgp"),
+        iterations=1,
+        batch=2,
+        canvas=(56, 112),
+        augmentation=None,
+        settings={"lora_rank": 0, "alpha": 2, "nearest": 2},
+    )
+    dataset = read_dataset(phantoms)
+    samples = choose_samples(dataset, dataset.cases[:1], SliceChoice(), settings)
+    finetune(samples, dataset.labels, settings, tmp_path / "m", name="m", device="cpu")
 
 
 @pytest.mark.parametrize(

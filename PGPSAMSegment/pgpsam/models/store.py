@@ -47,9 +47,9 @@ class ModelSpec:
         schema_version: `SCHEMA_VERSION`.
         name: letters, digits, dots, dashes and underscores; it can name a folder.
         description: one paragraph for people.
-        backbone: a key of `weights.BASE_WEIGHTS`.
+        backbone: a key of `weights.BASE_WEIGHTS`, or `weights.FROM_SCRATCH`.
         backbone_sha256: of the base weights that the adapter was trained on.
-        method: "pgp", "ptsam", "samsp" or "pgsam".
+        method: a key of `network.methods.METHODS`.
         settings: the method's.
         preparation: image size, channel recipe, intensity window, in-plane scale rule.
         labels: the organs.

@@ -125,6 +125,10 @@ BASE_WEIGHTS: dict[str, BaseWeights] = {
 }
 
 
+FROM_SCRATCH = "none"
+"""The backbone of methods that stand on none; its weights are no bytes."""
+
+
 def cache_dir() -> Path:
     """The folder of fetched weights: PGPSAM_CACHE, or the platform's cache folder. It need not exist yet."""
     chosen = os.environ.get("PGPSAM_CACHE")
@@ -233,6 +237,20 @@ def load_state(path: Path, backbone: str) -> dict[str, Tensor]:
     if not is_state:
         raise UserError(f"{path} holds no plain dict of named tensors", _fetch_hint(entry))
     return dict(state)
+
+
+def base_state(backbone: str, file: Path | None = None) -> tuple[dict[str, Tensor] | None, str]:
+    """The weights that a network on this backbone starts from, and their SHA-256; None for `FROM_SCRATCH`.
+
+    Args:
+        file: use this file instead of the packaged or cached one.
+
+    Raises:
+        UserError: as `locate` and `load_state`.
+    """
+    if backbone == FROM_SCRATCH:
+        return None, hashlib.sha256(b"").hexdigest()
+    return load_state(locate(backbone, file), backbone), _entry(backbone).sha256
 
 
 # What a file must be

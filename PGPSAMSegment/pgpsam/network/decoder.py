@@ -31,14 +31,18 @@ class PositionEncoding(nn.Module):
         self.gaussian: Tensor
 
     def forward(self, height: int, width: int) -> Tensor:
-        """[1, C, height, width]."""
+        """Of every token of a grid: [1, C, height, width]."""
         device = self.gaussian.device
-        rows = (torch.arange(height, device=device) + 0.5 - height / 2) / self.reach
-        columns = (torch.arange(width, device=device) + 0.5 - width / 2) / self.reach
-        grid = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), -1) * 2
-        with torch.autocast(device.type, enabled=False):  # angles of many turns lose their place in bfloat16
-            angles = 2 * torch.pi * (grid @ self.gaussian.float())
-        return torch.cat((angles.sin(), angles.cos()), -1).permute(2, 0, 1)[None]
+        rows = torch.arange(height, device=device) + 0.5 - height / 2
+        columns = torch.arange(width, device=device) + 0.5 - width / 2
+        grid = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), -1)
+        return self.encode(grid).permute(2, 0, 1)[None]
+
+    def encode(self, points: Tensor) -> Tensor:
+        """Of any points: (x, y) in tokens from the canvas's centre, [..., 2] -> [..., C]."""
+        with torch.autocast(points.device.type, enabled=False):  # angles of many turns lose their place in bfloat16
+            angles = 2 * torch.pi * ((points / self.reach * 2) @ self.gaussian.float())
+        return torch.cat((angles.sin(), angles.cos()), -1)
 
 
 class ClassHypernetworks(nn.Module):
@@ -140,14 +144,29 @@ class MaskDecoder(nn.Module):
 
     def masks(self, class_tokens: Tensor, image_tokens: Tensor, details: tuple[Tensor, ...] = ()) -> Tensor:
         """Logits [B, K, 4h, 4w]."""
+        return self.classify(class_tokens, self.upscale(image_tokens, details))
+
+    def upscale(self, image_tokens: Tensor, details: tuple[Tensor, ...] = ()) -> Tensor:
+        """Image tokens [B, C, h, w] -> the features that masks are made of, [B, C / 8, 4h, 4w]."""
         x = F.gelu(self.up1_norm(self.up1(image_tokens)))
         if self.half_detail is not None:
             x = self.half_detail(x, details[1])
         x = F.gelu(self.up2(x))
         if self.full_detail is not None:
             x = self.full_detail(x, details[0])
-        vectors = self.hypernetworks(class_tokens) + self.mask_classes
-        return torch.einsum("bkc,bchw->bkhw", vectors.to(x.dtype), x) + self.mask_bias[:, None, None]
+        return x
+
+    def classify(self, class_tokens: Tensor, upscaled: Tensor, only: Tensor | None = None) -> Tensor:
+        """Class tokens [B, K, C] times upscaled features [B, C / 8, H, W]: logits [B, K, H, W].
+
+        Args:
+            only: the one class that is wanted of each item, [B]; then the logits are [B, 1, H, W].
+        """
+        vectors, bias = self.hypernetworks(class_tokens) + self.mask_classes, self.mask_bias.expand(len(upscaled), -1)
+        if only is not None:
+            items = torch.arange(len(only), device=only.device)
+            vectors, bias = vectors[items, only][:, None], bias[items, only][:, None]
+        return torch.einsum("bkc,bchw->bkhw", vectors.to(upscaled.dtype), upscaled) + bias[..., None, None]
 
     def load_published(self, state: Mapping[str, Tensor]) -> None:
         """Start from SAM's own decoder: every class from the single-mask token and its hypernetwork.

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pgpsam.models.store import ModelSpec
+from pgpsam.models.weights import FROM_SCRATCH
 
 
 def model_card(spec: ModelSpec) -> str:
@@ -13,7 +14,9 @@ def model_card(spec: ModelSpec) -> str:
     training = spec.training
     started = training.get("started_from")
     low, high = spec.preparation["window"]
-    backbone = f"`{spec.backbone}` (SHA-256 `{spec.backbone_sha256[:16]}...`)"
+    backbone = f"on backbone `{spec.backbone}` (SHA-256 `{spec.backbone_sha256[:16]}...`)"
+    if spec.backbone == FROM_SCRATCH:
+        backbone = "from scratch, on no backbone"
     counts = f"{training.get('slices', '?')} slices ({training.get('slices_with_organs', '?')} with organs)"
     lines = [
         f"# {spec.name}",
@@ -24,7 +27,7 @@ def model_card(spec: ModelSpec) -> str:
         "",
         "## What it is",
         "",
-        f"Method `{spec.method}` on backbone {backbone}.",
+        f"Method `{spec.method}` {backbone}.",
         f"Input slices of {spec.preparation['spacing_mm']:g} mm a pixel, window {low:g} to {high:g} HU.",
         "",
         f"Organs: {', '.join(spec.labels.names)}.",

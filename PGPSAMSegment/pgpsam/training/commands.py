@@ -26,7 +26,7 @@ def finetune_main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, help="data set: images/ and labels/, or nnU-Net raw")
     parser.add_argument("--out", type=Path, required=True, help="model folder to write")
     parser.add_argument("--method", choices=sorted(METHODS), default="pgp")
-    parser.add_argument("--backbone", default="lite_medsam")
+    parser.add_argument("--backbone", help="default: lite_medsam, or none for a method from scratch")
     which = parser.add_argument_group("slices (default: every annotated one)")
     which.add_argument("--slices", type=Path, help="CSV with the columns case, slice")
     which.add_argument("--fraction", type=float, help="share of the annotated slices, at random")
@@ -52,7 +52,9 @@ def finetune_main(arguments: Sequence[str] | None = None) -> int:
 
 def _finetune(options: argparse.Namespace) -> None:
     settings = apply(recipe(options.method), parse_settings(options.set))
-    settings = replace(settings, backbone=options.backbone, seed=options.seed, start_from=options.start_from or "")
+    settings = replace(settings, seed=options.seed, start_from=options.start_from or "")
+    if options.backbone:
+        settings = replace(settings, backbone=options.backbone)
     if options.iterations:
         settings = replace(settings, iterations=options.iterations)
     choice = SliceChoice(options.slices, options.fraction, options.shots, options.fully_annotated)

@@ -27,7 +27,7 @@ from pgpsam.device import autocast, choose_device
 from pgpsam.errors import Cancelled, UserError
 from pgpsam.labels import LabelSet
 from pgpsam.models.store import SCHEMA_VERSION, ModelSpec, find_model, load_model, save_model
-from pgpsam.models.weights import BASE_WEIGHTS, load_state, locate
+from pgpsam.models.weights import base_state
 from pgpsam.network.lora import put_tensors, trained_tensors
 from pgpsam.network.methods import SegmentationNetwork, build_network, make_settings
 from pgpsam.network.prototypes import coarse_labels
@@ -228,10 +228,7 @@ def finetune(
     """
     out, where = Path(out), choose_device(device)
     torch.manual_seed(settings.seed)
-    base = BASE_WEIGHTS.get(settings.backbone)
-    if base is None:
-        raise UserError(f"unknown backbone '{settings.backbone}'", f"Choose one of {', '.join(BASE_WEIGHTS)}.")
-    state = load_state(locate(settings.backbone), settings.backbone)
+    state, sha256 = base_state(settings.backbone)
     network = (
         build_network(settings.method, settings.backbone, network_classes(label_set), settings.settings, state)
         .to(where)
@@ -241,6 +238,7 @@ def finetune(
     if settings.start_from:
         origin = {"started_from": take_over(network, settings, label_set)}
     elif not resume:
+        network.start_from_names(label_set.names)
         start_prototypes(network, samples, settings)
     optimizer = make_optimizer(network, settings)
     order, augmenter = (
@@ -250,7 +248,7 @@ def finetune(
     frozen = not any(p.requires_grad for p in network.encoder.parameters())
     batches: Batches = (
         Kept(network, samples, order, augmenter, settings.batch)
-        if frozen and settings.augmentation is None
+        if frozen and network.neck_only and settings.augmentation is None
         else Replay(network, samples, order, augmenter, settings.batch, settings.replay, settings.seed)
     )
     average = Average(trained_tensors(network), settings.average)
@@ -299,7 +297,7 @@ def finetune(
         name=name,
         description=description,
         backbone=settings.backbone,
-        backbone_sha256=base.sha256,
+        backbone_sha256=sha256,
         method=settings.method,
         settings=asdict(make_settings(settings.method, settings.settings)),
         preparation=settings.preparation.to_json(),

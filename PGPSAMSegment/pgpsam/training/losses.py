@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pgpsam.network.methods import Output
+from pgpsam.network.base import Distillation, Output
 from pgpsam.network.prototypes import coarse_labels
 
 
@@ -58,10 +58,27 @@ def segmentation_loss(
 def total_loss(
     output: Output, labels: Tensor, final_weight: float, weights: Tensor | None = None, dice_weight: float = 0.5
 ) -> Tensor:
-    """final_weight times the masks' loss + (1 - final_weight) times the mean loss of the coarse passes."""
+    """final_weight times the masks' loss + (1 - final_weight) times the mean loss of the coarse passes.
+
+    What an earlier pass learns from a later one weighs as much as what it learns from the labels.
+    """
     final = segmentation_loss(output.logits, labels, weights, dice_weight)
     if not output.coarse:
         return final
-    small = coarse_labels(labels, *output.coarse[0].shape[-2:])
-    coarse = torch.stack([segmentation_loss(logits, small, weights, dice_weight) for logits in output.coarse]).mean()
+    sizes = {logits.shape[-2:] for logits in output.coarse}
+    small = {size: coarse_labels(labels, *size) for size in sizes}
+    coarse = torch.stack(
+        [segmentation_loss(logits, small[logits.shape[-2:]], weights, dice_weight) for logits in output.coarse]
+    ).mean()
+    if output.distillation is not None:
+        coarse = coarse + distillation_loss(output.distillation)
     return final_weight * final + (1 - final_weight) * coarse
+
+
+def distillation_loss(distillation: Distillation) -> Tensor:
+    """lambda T^2 KL(teacher || student) of the softened shares, mean over positions; the teacher gets no gradient."""
+    temperature = distillation.temperature
+    student = F.log_softmax(distillation.student.float() / temperature, 1)
+    teacher = F.log_softmax(distillation.teacher.detach().float() / temperature, 1)
+    divergence = (teacher.exp() * (teacher - student)).sum(1).mean()
+    return distillation.weight * temperature**2 * divergence

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 from pgpsam.errors import UserError
+from pgpsam.models.weights import FROM_SCRATCH
+from pgpsam.network.backbones.no_encoder import NoEncoder
 from pgpsam.network.backbones.sam_vit import vit_b, vit_h, vit_l
 from pgpsam.network.backbones.tiny_vit import TinyViT
 
@@ -20,6 +22,7 @@ BACKBONES: dict[str, Callable[[], Any]] = {
     "vit_l": vit_l,
     "vit_h": vit_h,
     "medsam": vit_b,  # the same architecture, other weights
+    FROM_SCRATCH: NoEncoder,
 }
 
 

@@ -84,20 +84,29 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] -> [B, H, W, C]; H and W are padded with zeros to whole windows."""
+        windows = self.partition(x)
+        q, k, v = (self.split_heads(layer(windows)) for layer in (self.q, self.k, self.v))
+        seen = attend(q, k, v, self.attention_biases[:, self.index].to(q.dtype))
+        return self.unpartition(self.proj(seen.transpose(1, 2).flatten(2)), *x.shape[1:3])
+
+    def partition(self, x: Tensor) -> Tensor:
+        """[B, H, W, C] -> normalised tokens by window, [n, w * w, C]."""
         batch, height, width, dim = x.shape
         w = self.window
         rows, columns = -(-height // w), -(-width // w)
         x = F.pad(x, (0, 0, 0, columns * w - width, 0, rows * w - height))
-        x = x.view(batch, rows, w, columns, w, dim).transpose(2, 3).reshape(-1, w * w, dim)
-        x = self.norm(x)
-        q, k, v = (
-            layer(x).view(-1, w * w, self.heads, dim // self.heads).transpose(1, 2)
-            for layer in (self.q, self.k, self.v)
-        )
-        x = attend(q, k, v, self.attention_biases[:, self.index].to(q.dtype))
-        x = self.proj(x.transpose(1, 2).reshape(-1, w * w, dim))
-        x = x.view(batch, rows, columns, w, w, dim).transpose(2, 3).reshape(batch, rows * w, columns * w, dim)
+        return self.norm(x.view(batch, rows, w, columns, w, dim).transpose(2, 3).reshape(-1, w * w, dim))
+
+    def unpartition(self, windows: Tensor, height: int, width: int) -> Tensor:
+        """The inverse, without the padding: [n, w * w, C] -> [B, height, width, C]."""
+        w, dim = self.window, windows.shape[-1]
+        rows, columns = -(-height // w), -(-width // w)
+        x = windows.view(-1, rows, columns, w, w, dim).transpose(2, 3).reshape(-1, rows * w, columns * w, dim)
         return x[:, :height, :width]
+
+    def split_heads(self, x: Tensor) -> Tensor:
+        """[n, tokens, C] -> [n, heads, tokens, C / heads]."""
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:

