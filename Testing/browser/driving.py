@@ -86,6 +86,19 @@ def picture(page: Any, view: str) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
 
 
+def still_picture(page: Any, view: str) -> np.ndarray:
+    """The same, once it no longer changes: pictures of what was done before may still be on their way."""
+    seen = [picture(page, view)]
+
+    def is_still() -> bool:
+        page.wait_for_timeout(2000)
+        seen.append(picture(page, view))
+        return np.array_equal(seen[-1], seen[-2])
+
+    wait_until(is_still, f"an end of the changes in the view {view}")
+    return seen[-1]
+
+
 def colored(page: Any, view: str) -> float:
     """The share of a view's pixels that are in colour; a CT is gray, and the 3D view's ground a dark blue."""
     image = picture(page, view).astype(int)
