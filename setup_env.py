@@ -115,7 +115,7 @@ def child_environment(**more: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name not in elsewhere}
     if kept.get("LC_ALL") in ("C", "POSIX"):  # pip links to the project in the locale's letters: allow all
         kept["LC_ALL"] = "C.UTF-8"
-    return {**kept, "PYTHONNOUSERSITE": "1", "PIP_USER": "0", **more}
+    return {**kept, "PYTHONUTF8": "1", "PYTHONNOUSERSITE": "1", "PIP_USER": "0", **more}
 
 
 def run(command: list[str], clock: bool = False, **options: Any) -> int:
@@ -240,9 +240,7 @@ class Environment:
         if not self.python.is_file():
             return ""
         try:
-            result = subprocess.run(
-                [str(self.python), *arguments], capture_output=True, env=child_environment(PYTHONUTF8="1")
-            )
+            result = subprocess.run([str(self.python), *arguments], capture_output=True, env=child_environment())
         except OSError:  # not a program that this system can run: as broken as a missing one
             return ""
         return result.stdout.decode("utf-8", "replace").strip() if result.returncode == 0 else ""

@@ -1,4 +1,4 @@
-"""Training on the user's own annotations: the cases, the new model's name, start and cancel."""
+"""Training on the user's own annotations: slices worth drawing, the cases, the new model's name, start and cancel."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from slicer.i18n import tr as _
 
-from . import training
+from . import suggestions, training
 from .engine import Event
 from .panel import JobView, Panel, progress, read, sentence, slot
 
@@ -18,7 +18,12 @@ class AdaptPanel(Panel):
         super().__init__(host)
         ui = self.ui
         self.view = JobView(ui.adaptButton, ui.adaptBar, ui.adaptStatus)
+        self.suggesting = JobView(ui.suggestButton, ui.suggestBar, ui.suggestStatus)
         self._listed: list[training.Case] = []
+        self._suggested: list[suggestions.Place] = []
+        self._filling = False
+        ui.suggestions.currentRowChanged.connect(self.onSuggestion)
+        ui.suggestButton.clicked.connect(self.onSuggest)
         ui.addCaseButton.clicked.connect(self.onAdd)
         ui.removeCaseButton.clicked.connect(self.onRemove)
         ui.adaptButton.clicked.connect(self.onAdapt)
@@ -29,12 +34,20 @@ class AdaptPanel(Panel):
         pair = parameters.trainingVolume is not None and parameters.trainingSegmentation is not None
         self.ui.addCaseButton.setEnabled(pair)
         self._fill()
+        self._fill_suggestions()
         self.enable()
 
+    @property
+    def volume(self) -> Any:
+        """Where slices are to be drawn: this section's volume, else the one to be segmented."""
+        return self.parameters.trainingVolume or self.parameters.inputVolume
+
     def enable(self) -> None:
-        """Whether the button can be pressed; another job or a missing engine forbids it."""
-        ready = self.logic.ready and bool(self._listed) and bool(self.parameters.newModel.strip())
-        self.ui.adaptButton.setEnabled(self.view.running or (ready and not self.logic.busy))
+        """Which buttons can be pressed; another job or a missing engine forbids them."""
+        idle = self.logic.ready and not self.logic.busy
+        named = bool(self._listed) and bool(self.parameters.newModel.strip())
+        self.ui.adaptButton.setEnabled(self.view.running or (idle and named))
+        self.ui.suggestButton.setEnabled(self.suggesting.running or (idle and self.volume is not None))
 
     def _fill(self) -> None:
         found = training.cases()
@@ -46,7 +59,63 @@ class AdaptPanel(Panel):
             line = _("corrected slices of {segmentation}") if case.corrected else _("{segmentation} on {volume}")
             self.ui.cases.addItem(line.format(segmentation=case.segmentation.GetName(), volume=case.volume.GetName()))
 
+    def _fill_suggestions(self) -> None:
+        box, found = self.ui.suggestions, suggestions.of(self.volume)
+        box.setVisible(bool(found))
+        if found == self._suggested:
+            return
+        self._suggested = found
+        self._filling = True
+        try:
+            box.clear()
+            for place in found:
+                box.addItem(_("slice {n}").format(n=place.slice))
+        finally:
+            self._filling = False
+
     # ------------------------------------------------------------------------------------------ the user's clicks
+
+    @slot
+    def onSuggest(self) -> None:
+        if self.suggesting.running:
+            self.logic.cancel()
+            return
+        volume = self.volume
+        self.logic.suggest(
+            volume,
+            model=self.parameters.model,
+            device=self.host.device,
+            onProgress=self._on_look,
+            onDone=self._on_suggested,
+            onError=self._on_no_suggestion,
+        )
+        self.suggesting.begin(_("Starting"))
+        self.host.say(_("Looking for slices of '{volume}' to annotate.").format(volume=volume.GetName()))
+        self.parameters.trainingVolume = volume
+        self.host.watch()
+
+    @slot
+    def onSuggestion(self) -> None:
+        row = read(self.ui.suggestions, "currentRow")
+        if not self._filling and 0 <= row < len(self._suggested):
+            suggestions.jump(self.volume, self._suggested[row])
+
+    def _on_look(self, event: Event) -> None:
+        compared = event["stage"] == "slices"
+        self.suggesting.show(*progress({**event, "stage": "compare"} if compared else event))
+
+    def _on_suggested(self, places: list[suggestions.Place], event: Event) -> None:
+        line = _("Draw the organs completely in these {n} slices; a click shows one.").format(n=len(places))
+        self.suggesting.end(line)
+        found = ", ".join(str(place.slice) for place in places)
+        self.host.say(_("Slices to annotate, the most useful first: {slices}.").format(slices=found))
+        self.host.refresh()
+
+    def _on_no_suggestion(self, event: Event) -> None:
+        cancelled = event["kind"] == "cancelled"
+        self.suggesting.end(_("Cancelled.") if cancelled else sentence(event), error=not cancelled)
+        self.host.log_error(event)
+        self.host.refresh()
 
     @slot
     def onAdd(self) -> None:

@@ -102,6 +102,7 @@ class ChoicesPanel(Panel):
         elif best:
             note = _("No GPU is used. {why}").format(why=facts["device_note"])
         self.ui.deviceNote.setText(note)
+        self.ui.deviceNote.setVisible(bool(note))
 
     def _fill_organs(self) -> None:
         import qt

@@ -90,8 +90,9 @@ def save(path: Path, array: NDArray[Any]) -> None:
     except OSError as error:
         if path.is_file():
             path.unlink()
+        why = error.strerror or "the disk is full"  # numpy only counts the bytes of a write that was cut short
         raise SceneError(
-            f"nothing could be handed to the engine: {error.strerror or error} ({path})",
+            f"nothing could be handed to the engine: {why} ({path})",
             "Make room on that disk, or choose another temporary folder in Edit > Application Settings",
         ) from error
 

@@ -208,7 +208,7 @@ def _python_version(python: str, environment: Mapping[str, str], problems: list[
             [python, "-s", "-c", "import sys; print(sys.version.split()[0]); import pip"],
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             errors="replace",
             timeout=60,
             env=dict(environment),

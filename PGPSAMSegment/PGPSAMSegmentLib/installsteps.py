@@ -32,7 +32,7 @@ def fail(step: str) -> NoReturn:
 def main(plan: dict[str, Any]) -> None:
     folder = Path(plan["folder"])
     packages, temp, marker = folder / "packages", folder / "temp", folder / "engine.json"
-    lock = (folder / "install.lock").open("a")
+    lock = (folder / "install.lock").open("ab")
     if not try_lock(lock):
         fail("lock")
 

@@ -13,7 +13,7 @@ from typing import Any
 import slicer
 from slicer.i18n import tr as _
 
-from . import install, runs, scene, training
+from . import install, runs, scene, suggestions, training
 from .engine import Engine, Event
 from .nodes import SceneError
 from .parameters import DEFAULT_MODEL, DEFAULT_STEPS
@@ -21,6 +21,7 @@ from .session import JobError, Session
 from .undo import RunHistory
 
 POLL_S = 0.1
+SUGGESTIONS = 8
 
 
 class SegmentLogic:
@@ -224,6 +225,33 @@ class SegmentLogic:
         request = {"do": "finetune", "name": name, "out": str(out), "iterations": steps, "device": device}
         request |= training.request(training.cases() if cases is None else cases, folder, known)
         self._begin(request, runs.AdaptRun(out, folder, onProgress, onDone, onError))
+
+    def suggest(
+        self,
+        volumeNode: Any,
+        count: int = SUGGESTIONS,
+        model: str = DEFAULT_MODEL,
+        device: str = "auto",
+        onProgress: Callable[[Event], None] | None = None,
+        onDone: Callable[[list[suggestions.Place], Event], None] | None = None,
+        onError: Callable[[Event], None] | None = None,
+    ) -> None:
+        """Starts looking for the slices to annotate: few that together look like all the others; no labels needed.
+
+        Args:
+            count: how many; a volume of few slices gives fewer.
+            model: whose encoder looks at the slices.
+            onDone: gets the places, the most useful first, which the volume now keeps, and the "done" event.
+
+        Raises:
+            SceneError, InstallError, EngineBusy: it cannot begin; nothing has changed.
+        """
+        self._session.check_ready()
+        scene.check_volume(volumeNode)
+        folder = self._folder()
+        request = {"do": "suggest", "model": model, "device": device, "count": count, "name": volumeNode.GetName()}
+        request |= scene.export_volume(volumeNode, folder)
+        self._begin(request, runs.SuggestRun(volumeNode, folder, onProgress, onDone, onError))
 
     def cancel(self) -> None:
         """Stops the job that runs; its onError comes within two seconds."""

@@ -69,7 +69,7 @@ class Panel:
 
 
 class JobView:
-    """A button that starts a job and then reads Cancel, a progress bar, and a line of text.
+    """A button that starts a job and then reads Cancel, a progress bar, and a line of text that hides when empty.
 
     Args:
         button, bar, label: the widgets.
@@ -80,6 +80,7 @@ class JobView:
         self.title = read(button, "text")
         self.running = False
         bar.setVisible(False)
+        label.setVisible(False)
 
     def begin(self, text: str) -> None:
         self.running = True
@@ -102,6 +103,7 @@ class JobView:
 
     def tell(self, text: str, error: bool = False) -> None:
         self.label.setText(text)
+        self.label.setVisible(bool(text))  # an empty one would leave a gap
         self.label.setStyleSheet("color: #d03b2f; font-weight: bold" if error else "")
 
 
@@ -111,7 +113,7 @@ def progress(event: Mapping[str, Any]) -> tuple[str, float | None]:
         "load": _("Loading the model"),
         "prepare": _("Preparing the volume"),
         "slices": _("Segmenting slices"),
-        "smooth": _("Smoothing the organs"),
+        "compare": _("Comparing slices"),
         "clean": _("Cleaning up"),
         "write": _("Writing the result"),
         "training": _("Training"),

@@ -24,10 +24,11 @@ class ResultPanel(Panel):
         super().__init__(host)
         self._node: Any = None
         self._applied: tuple[Any, ...] = ()
+        self._measured: Any = None  # the table whose columns have the width of its figures
 
     def show_fresh(self, node: Any) -> None:
         """Selects a run's result and shows it as the switches say."""
-        self._node, self._applied = node, ()
+        self._node, self._applied, self._measured = node, (), None
         self.parameters.outputSegmentation = node
         self.update()
 
@@ -55,7 +56,11 @@ class ResultPanel(Panel):
         """Without a segmentation the switches say how the next result will be shown."""
         self.ui.layers.setEnabled(node is None or companion(node, PROMPTS) is not None)
         self.ui.confidenceOverlay.setEnabled(node is None or companion(node, CONFIDENCE) is not None)
-        self.ui.resultsTable.setMRMLTableNode(companion(node, TABLE) if node is not None else None)
+        table = companion(node, TABLE) if node is not None else None
+        self.ui.resultsTable.setMRMLTableNode(table)
+        if table is not self._measured:
+            self._measured = table
+            self.ui.resultsTable.resizeColumnsToContents()
 
     def _apply(self, node: Any) -> None:
         wanted, before = self._wanted(node), self._applied

@@ -23,6 +23,7 @@ class ReviewPanel(Panel):
         self._listed: list[review.Item] = []
         self._shown: tuple[Any, str] | None = None  # the segmentation and its list as the widgets show them
         self._filling = False
+        ui.changesText.setVisible(False)
         ui.reviewList.currentRowChanged.connect(self.onRow)
         ui.nextButton.clicked.connect(self.onNext)
         ui.previousButton.clicked.connect(self.onPrevious)
@@ -42,7 +43,7 @@ class ReviewPanel(Panel):
         if self._shown == (node, text):
             return
         if self._shown is None or self._shown[0] is not node:
-            self.ui.changesText.setText("")
+            self._tell_changes("")
         self._shown = (node, text)
         self._fill()
 
@@ -108,7 +109,7 @@ class ReviewPanel(Panel):
 
     @slot
     def onCompare(self) -> None:
-        self.ui.changesText.setText("\n".join(describe(corrections.changes(self.node))))
+        self._tell_changes("\n".join(describe(corrections.changes(self.node))))
 
     @slot
     def onUseCorrected(self) -> None:
@@ -118,6 +119,10 @@ class ReviewPanel(Panel):
         training.add(self.node, volume, corrected=True)
         self.host.say(_("The corrected slices of '{name}' are ready for training.").format(name=self.node.GetName()))
         self.host.show_training()
+
+    def _tell_changes(self, text: str) -> None:
+        self.ui.changesText.setText(text)
+        self.ui.changesText.setVisible(bool(text))
 
     def _step(self, by: int) -> None:
         """Goes to a place; also from a shortcut, when there may be nothing to go to."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import scene
+from . import scene, suggestions
 from .engine import Event
 from .nodes import SceneError
 from .undo import RunHistory
@@ -90,7 +90,39 @@ class Run:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-class SegmentRun(Run):
+class VolumeRun(Run):
+    """A job on a volume of the scene: without the volume it may as well stop.
+
+    Args:
+        volume: the input's node.
+    """
+
+    def __init__(
+        self,
+        volume: Any,
+        folder: Path,
+        on_progress: Callable[[Event], None] | None,
+        on_done: Callable[[Any, Event], None] | None,
+        on_error: Callable[[Event], None] | None,
+    ) -> None:
+        super().__init__(folder, on_progress, on_done, on_error)
+        self.volume = volume
+
+    @property
+    def lost(self) -> bool:
+        return self.volume.GetScene() is None
+
+    def gone(self) -> tuple[str, str]:
+        """(what is wrong, what to do) when the volume was removed."""
+        raise NotImplementedError
+
+    def _fail(self, event: Event) -> None:
+        if self.lost and event["kind"] == "cancelled":
+            event = _error("scene", *self.gone())
+        super()._fail(event)
+
+
+class SegmentRun(VolumeRun):
     """A segmentation: partial results while it runs, then segments, prompts, confidence and figures at once.
 
     Args:
@@ -115,13 +147,9 @@ class SegmentRun(Run):
         on_done: Callable[[Any, Event], None] | None,
         on_error: Callable[[Event], None] | None,
     ) -> None:
-        super().__init__(folder, on_progress, on_done, on_error)
-        self.volume, self.segmentation, self.organs = volume, segmentation, organs
+        super().__init__(volume, folder, on_progress, on_done, on_error)
+        self.segmentation, self.organs = segmentation, organs
         self.label_set, self.overwrite, self.history = label_set, overwrite, history
-
-    @property
-    def lost(self) -> bool:
-        return self.volume.GetScene() is None
 
     def partial(self) -> None:
         label_set = self.label_set()
@@ -134,7 +162,7 @@ class SegmentRun(Run):
 
     def finish(self, event: Event) -> Any:
         if self.lost:
-            raise SceneError(*self._gone())
+            raise SceneError(*self.gone())
         return scene.show_result(
             self.volume,
             event,
@@ -157,17 +185,25 @@ class SegmentRun(Run):
             return None
         return self.segmentation
 
-    def _fail(self, event: Event) -> None:
-        if self.lost and event["kind"] == "cancelled":
-            event = _error("scene", *self._gone())
-        super()._fail(event)
-
-    def _gone(self) -> tuple[str, str]:
+    def gone(self) -> tuple[str, str]:
         name = self.volume.GetName()
         return (
             f"the volume '{name}' was removed while it was segmented",
             "Its result was discarded; the scene is as it is",
         )
+
+
+class SuggestRun(VolumeRun):
+    """A look at all slices for those to annotate; its result are these `suggestions.Place`s."""
+
+    def finish(self, event: Event) -> Any:
+        if self.lost:
+            raise SceneError(*self.gone())
+        return suggestions.keep(self.volume, event)
+
+    def gone(self) -> tuple[str, str]:
+        name = self.volume.GetName()
+        return f"the volume '{name}' was removed while its slices were compared", "Select another one, or load it again"
 
 
 class AdaptRun(Run):

@@ -50,7 +50,7 @@ def show_partial(
     label_set: Sequence[dict[str, Any]],
     organs: Iterable[str] | None = None,
 ) -> Any:
-    """Shows the slices that are finished so far, in a segmentation of their own that is never saved.
+    """Shows the slices that are finished so far, in a segmentation of their own that is never saved and in no list.
 
     The user's segmentation is not touched before the run is done, so a cancelled run has nothing to take back.
     Every call after the first writes into the same voxels.
@@ -70,12 +70,11 @@ def show_partial(
     array = _load(labels, shape_of(volumeNode))
     chosen = _chosen(label_set, organs)
     node = _preview(volumeNode)
-    with batch(volumeNode.GetScene()):
-        if node is None:
-            node = _add_preview(volumeNode, chosen)
-        layer = node.GetSegmentation().GetNthSegment(0).GetRepresentation(BINARY)
-        view(layer)[:] = only(array, [organ["id"] for organ in chosen])
-        layer.Modified()
+    if node is None:  # not in a batch: slice views never draw a segmentation that was added in one
+        node = _add_preview(volumeNode, chosen)
+    layer = node.GetSegmentation().GetNthSegment(0).GetRepresentation(BINARY)
+    view(layer)[:] = only(array, [organ["id"] for organ in chosen])
+    layer.Modified()
     return node
 
 
@@ -243,8 +242,8 @@ def _load_points(path: Path) -> list[dict[str, Any]]:
     return points
 
 
-def _add_segmentation(volumeNode: Any, name: str) -> Any:
-    node = add_beside(volumeNode, "vtkMRMLSegmentationNode", name)
+def _add_segmentation(volumeNode: Any, name: str, hidden: bool = False) -> Any:
+    node = add_beside(volumeNode, "vtkMRMLSegmentationNode", name, hidden)
     node.CreateDefaultDisplayNodes()
     node.SetReferenceImageGeometryParameterFromVolumeNode(volumeNode)
     return node
@@ -260,7 +259,8 @@ def _adopt_geometry(segmentationNode: Any, volumeNode: Any) -> None:
 
 
 def _add_preview(volumeNode: Any, organs: Sequence[dict[str, Any]]) -> Any:
-    node = _add_segmentation(volumeNode, f"{volumeNode.GetName()} (segmenting)")
+    # Hidden: nobody shall choose as the output what is gone in a moment.
+    node = _add_segmentation(volumeNode, f"{volumeNode.GetName()} (segmenting)", hidden=True)
     node.SetSaveWithScene(False)
     node.SetAttribute(_PREVIEW, volumeNode.GetID())
     layer = full_labelmap(shape_of(volumeNode), ijk_to_ras(volumeNode))

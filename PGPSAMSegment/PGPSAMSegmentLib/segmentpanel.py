@@ -37,7 +37,7 @@ class SegmentPanel(Panel):
         if self.parameters.inputVolume is None:
             return _("Load a CT and select it as the input volume.")
         if self.logic.busy or self.host.engine.busy:
-            return _("Wait for the training or installation to end, or cancel it.")
+            return _("Wait for the job that runs to end, or cancel it.")
         if self.logic.models and not self.host.choices.organs:
             return _("Tick at least one organ.")
         return ""

@@ -17,6 +17,8 @@ INTENSITY = "mean HU"
 CONFIDENCE = "confidence"
 SLICES = "slices to check"
 COLUMNS = (ORGAN, VOLUME, INTENSITY, CONFIDENCE, SLICES)
+FIGURES = ("volume_ml", "mean_hu", "confidence")
+DIGITS = (2, 1, 2)  # of volume, intensity and confidence; a voxel of 1 mm is 0.001 mL, and no boundary is that sure
 
 
 def rows(segmentationNode: Any) -> dict[str, tuple[float, float, float, str]]:
@@ -44,7 +46,8 @@ def put_table(
     """
     lines = rows(segmentationNode)
     for organ in organs:
-        figures = [math.nan if organ[key] is None else organ[key] for key in ("volume_ml", "mean_hu", "confidence")]
+        figures = [math.nan if organ[key] is None else float(organ[key]) for key in FIGURES]
+        figures = [round(figure, digits) for figure, digits in zip(figures, DIGITS, strict=True)]
         lines[organ["name"]] = (figures[0], figures[1], figures[2], to_check.get(organ["name"], ""))
     node = add_companion(
         segmentationNode, TABLE, "vtkMRMLTableNode", f"{segmentationNode.GetName()} organs", volumeNode
@@ -56,7 +59,7 @@ def put_table(
         table.AddColumn(column)
     for organ_name, line in lines.items():
         for column, value in zip(columns, (organ_name, *line), strict=True):
-            column.InsertNextValue(round(value, 3) if isinstance(value, float) else value)
+            column.InsertNextValue(value)
     with slicer.util.NodeModify(node):
         node.SetUseColumnTitleAsColumnHeader(True)
         node.SetAndObserveTable(table)

@@ -78,7 +78,7 @@ def find_card(environment: Mapping[str, str]) -> str | None:
             ["nvidia-smi", "--query-gpu=name,driver_version,compute_cap", "--format=csv,noheader"],
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             errors="replace",
             timeout=10,
             env=dict(environment),
@@ -186,6 +186,6 @@ def write_pointers(found: SlicersTorch, folder: Path) -> list[str]:
         files[f"{info}/RECORD"] = "".join(f"{path},,\n" for path in (*files, f"{info}/RECORD"))
         with zipfile.ZipFile(folder / f"{name}-{local}-py3-none-any.whl", "w") as wheel:
             for path, text in files.items():
-                wheel.writestr(path, text)
+                wheel.writestr(path, text.encode("utf-8", "surrogateescape"))  # a folder as the system names it
         pins.append(f"{name}=={local}")
     return pins

@@ -32,3 +32,10 @@ def autocast(device: torch.device) -> torch.autocast:
     else:
         fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
     return torch.autocast(device.type, torch.bfloat16, enabled=fast)
+
+
+def describe_device(device: torch.device) -> str:
+    """What a run's cost is said of: the GPU's name, or how many threads the CPU gave."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{torch.get_num_threads()} CPU threads" if device.type == "cpu" else device.type

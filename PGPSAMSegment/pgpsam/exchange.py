@@ -79,7 +79,8 @@ def write_files(folder: Path, files: Mapping[str, NDArray[Any] | list[Any]]) -> 
         for name, part in parts.items():
             _replace(part, folder / name)
     except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror or error}", _MEND) from error
+        why = error.strerror or "the disk is full"  # numpy only counts the bytes of a write that was cut short
+        raise UserError(f"cannot write to {folder}: {why}", _MEND) from error
     finally:
         for part in parts.values():
             part.unlink(missing_ok=True)

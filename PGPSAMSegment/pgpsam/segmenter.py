@@ -19,18 +19,17 @@ from pgpsam.errors import Cancelled, UserError
 from pgpsam.labels import LabelSet
 from pgpsam.models.store import ModelSpec, find_model, load_model
 from pgpsam.models.weights import base_state
-from pgpsam.network.lora import put_tensors
-from pgpsam.network.methods import Output, SegmentationNetwork, build_network
+from pgpsam.network.base import LoraSettings
+from pgpsam.network.lora import merge_lora, put_tensors
+from pgpsam.network.methods import Output, SegmentationNetwork, build_network, make_settings
 from pgpsam.postprocess import keep_components
 from pgpsam.prompts import peak_points, region_labels
 from pgpsam.segmentation import Segmentation
 from pgpsam.slices import Frame, Preparation, body_mask, box_scores, frame_volume, network_input
-from pgpsam.smoothing import AlongZ
 from pgpsam.volume import Volume
 
 BATCH = {"cpu": 2, "cuda": 16, "mps": 4}
 BODY_SHARE = 0.01
-SMOOTH_MM = 2.5
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ class Segmenter:
             progress: called after every batch and at each stage.
             cancelled: asked before every batch.
             partial: called after every batch with the label volume so far, uint8 [z, y, x], and the number of
-                slices in it, some behind those encoded, since neighbours smooth each other.
+                slices in it.
             clean: keep one component of each organ that is one.
 
         Raises:
@@ -129,30 +128,20 @@ class Segmenter:
 
         started = time.monotonic()
         y0, y1, x0, x1 = frame.box
-        done = written = 0
-        smooth = AlongZ(SMOOTH_MM, volume.spacing[2])
-
-        def put(z: int, logits: torch.Tensor) -> None:
-            nonlocal written
-            best, winner = box_scores(logits[None], frame)[0].softmax(0).max(0)
-            labels[z, y0:y1, x0:x1] = lookup[winner.cpu()].numpy()
-            confidence[z, y0:y1, x0:x1] = best.cpu().numpy()
-            written += 1
-
+        done = 0
         for indices, output in self._outputs(volume, frame, todo, cancelled):
             for i, z in enumerate(indices):
-                for ready, logits in smooth.add(z, output.logits[i]):
-                    put(ready, logits)
+                best, winner = box_scores(output.logits[i][None], frame)[0].softmax(0).max(0)
+                labels[z, y0:y1, x0:x1] = lookup[winner.cpu()].numpy()
+                confidence[z, y0:y1, x0:x1] = best.cpu().numpy()
                 if output.attention is not None:
                     attention[z] = output.attention[i, 1:].float().cpu()
             done += len(indices)
             if partial:
-                partial(labels, written)
+                partial(labels, done)
             if progress:
                 spent = time.monotonic() - started
                 progress(Step("slices", done, len(todo), spent / done * (len(todo) - done)))
-        for ready, logits in smooth.finish():
-            put(ready, logits)
         seconds["slices"] = time.monotonic() - started
 
         started = time.monotonic()
@@ -173,7 +162,7 @@ class Segmenter:
         while start < len(todo):
             if cancelled and cancelled():
                 raise Cancelled("cancelled while segmenting")
-            indices = todo[start : start + self.batch]
+            indices = todo[start : start + (self.batch if start else 1)]  # something to look at soon
             try:
                 image = network_input(volume, frame, self.preparation, indices).to(self.device)
                 with autocast(self.device):
@@ -207,13 +196,17 @@ def preparation_of(spec: ModelSpec) -> Preparation:
 def restore_network(
     spec: ModelSpec, tensors: dict[str, torch.Tensor], weights: Path | None = None
 ) -> SegmentationNetwork:
-    """Base weights plus an adapter's tensors.
+    """Base weights plus an adapter's tensors, for inference: LoRA is merged into the encoder.
 
     Raises:
         UserError: the base weights are missing or others than the model was trained on, or the adapter does not
             fit the method.
     """
     published, _ = base_state(spec.backbone, weights)
-    network = build_network(spec.method, spec.backbone, len(spec.labels) + 1, spec.settings, published)
+    settings = make_settings(spec.method, spec.settings)
+    merged = {"lora_rank": 0} if isinstance(settings, LoraSettings) else {}
+    network = build_network(spec.method, spec.backbone, len(spec.labels) + 1, {**spec.settings, **merged}, published)
+    if isinstance(settings, LoraSettings):
+        tensors = merge_lora(network.encoder, tensors, settings, spec.name)
     put_tensors(network, tensors, spec.name)
     return network

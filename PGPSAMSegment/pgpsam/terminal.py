@@ -15,6 +15,7 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 
 from pgpsam.errors import Cancelled, UserError
+from pgpsam.memory import keep_freed_memory
 
 console = Console(stderr=True)
 
@@ -24,6 +25,7 @@ def run(main: Callable[[argparse.Namespace], None], options: argparse.Namespace)
 
     `--debug` shows the traceback as well.
     """
+    keep_freed_memory()
     try:
         main(options)
     except UserError as error:

@@ -24,6 +24,7 @@ from pgpsam.errors import Cancelled, UserError
 from pgpsam.finetune_job import finetune
 from pgpsam.hello import hello
 from pgpsam.jobs import Job, ProtocolError, Warm, segment, suggest
+from pgpsam.memory import keep_freed_memory
 
 JOBS: dict[str, Callable[[Job, Warm], dict[str, Any]]] = {
     "hello": lambda job, warm: hello(),
@@ -236,6 +237,7 @@ def serve(log: str | None = None) -> None:
         UserError: the log cannot be written.
     """
     start_log(log)
+    keep_freed_memory()
     requests, answers = take_streams()
     _log.info("worker %d begins", os.getpid())
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -15,15 +16,23 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from driving import CHROMIUM, CHROMIUM_OPTIONS, RUN_S, WINDOW, RunningApp, wait_until
+from driving import CHROMIUM, CHROMIUM_OPTIONS, NOTE_PROGRESS, RUN_S, WINDOW, RunningApp, wait_until
 from needs import rendering_trouble
 
 MODEL_VARIABLE = "PGPSAM_TEST_MODEL"
+INSTALL_CHROMIUM = "on Debian and Ubuntu, sudo apt install chromium"
 SLICES = slice(74, 84)  # through liver, spleen, stomach, pancreas and kidneys of the sample CT
+
+
+def need_package(name: str) -> None:
+    if importlib.util.find_spec(name) is None:
+        pytest.skip(f"the package {name} is missing: python3 setup_env.py test installs it")
 
 
 @pytest.fixture(scope="session")
 def drawable() -> None:
+    """Whether the app can run here; without it, why not."""
+    need_package("trame_slicer")
     trouble = rendering_trouble()
     if trouble:
         pytest.skip(trouble)
@@ -31,12 +40,16 @@ def drawable() -> None:
 
 @pytest.fixture(scope="session")
 def browser(drawable: None) -> Iterator[Any]:
-    if not Path(CHROMIUM).exists():
-        pytest.skip(f"no {CHROMIUM}: on Debian and Ubuntu, sudo apt install chromium")
-    from playwright.sync_api import sync_playwright
+    need_package("playwright")
+    if CHROMIUM is None:
+        pytest.skip(f"there is no Chromium: {INSTALL_CHROMIUM}")
+    from playwright.sync_api import Error, sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_OPTIONS)
+        try:
+            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_OPTIONS)
+        except Error as error:
+            pytest.skip(f"{CHROMIUM} does not start ({error.message.splitlines()[0]}): {INSTALL_CHROMIUM}")
         yield browser
         browser.close()
 
@@ -68,7 +81,8 @@ def app(
 ) -> Iterator[RunningApp]:
     name, variables = model
     log = tmp_path_factory.mktemp("app") / "app.log"
-    running = RunningApp([str(ct), "--model", name], variables, log)
+    cpu = {"CUDA_VISIBLE_DEVICES": ""}  # where ten slices take long enough to be watched
+    running = RunningApp([str(ct), "--model", name], {**variables, **cpu}, log)
     yield running
     running.close()
     assert "Traceback" not in log.read_text()
@@ -80,6 +94,7 @@ def page(browser: Any, app: RunningApp) -> Iterator[Any]:
     page = browser.new_page(viewport=WINDOW)
     page.set_default_timeout(RUN_S * 1000)
     faults: list[str] = []
+    page.add_init_script(NOTE_PROGRESS)
     page.on("pageerror", lambda error: faults.append(str(error)))
     page.goto(app.url)
     wait_until(lambda: "Engine ready" in page.inner_text("#engine"), "the engine", RUN_S)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +21,31 @@ import psutil
 from PIL import Image
 
 HERE = Path(__file__).resolve().parent
-CHROMIUM = "/usr/bin/chromium"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 CHROMIUM_OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
 WINDOW = {"width": 1600, "height": 1000}
 # With a busy processor; an idle one needs a hundredth of it.
 RUN_S = 900.0  # for the engine
 LOOK_S = 180.0  # for the page and its pictures
+# Before the page's own scripts: notes each line of progress when it appears, however long a look from outside takes.
+NOTE_PROGRESS = """
+window.progressLines = [];
+new MutationObserver(() => {
+  const line = document.querySelector('#stage')?.innerText;
+  if (line && line !== window.progressLines.at(-1)) window.progressLines.push(line);
+}).observe(document, {subtree: true, childList: true, characterData: true});
+"""
 
 
 def wait_until(seen: Callable[[], Any], what: str, patience_s: float = LOOK_S) -> Any:
-    """What `seen` returns once it is true."""
+    """What `seen` returns once it is true.
+
+    Playwright's own waiting looks at every frame, and so keeps a browser without a GPU drawing; it is for moments only.
+    """
     limit = time.monotonic() + patience_s
     while not (found := seen()):
         assert time.monotonic() < limit, f"not seen within {patience_s:.0f} s: {what}"
-        time.sleep(0.1)
+        time.sleep(0.2)
     return found
 
 
@@ -70,6 +83,18 @@ class RunningApp:
         children = psutil.Process(self.process.pid).children(recursive=True)
         return [child.pid for child in children if "worker" in child.cmdline()]
 
+    @contextmanager
+    def engine_paused(self) -> Iterator[None]:
+        """Stops the engine's clock, to look at a run half-way; the app itself goes on."""
+        workers = [psutil.Process(pid) for pid in self.workers()]
+        for worker in workers:
+            worker.suspend()
+        try:
+            yield
+        finally:
+            for worker in workers:
+                worker.resume()
+
     def close(self) -> None:
         """Ends the app as Ctrl-C does, and sees that its worker goes with it."""
         workers = [psutil.Process(pid) for pid in self.workers()]
@@ -78,10 +103,19 @@ class RunningApp:
         assert not psutil.wait_procs(workers, timeout=60)[1], "the engine outlived the app"
 
 
+def progress_lines(page: Any) -> list[str]:
+    """The lines of progress that the page has shown since `forget_progress`."""
+    return list(page.evaluate("window.progressLines"))
+
+
+def forget_progress(page: Any) -> None:
+    page.evaluate("window.progressLines.length = 0")
+
+
 def picture(page: Any, view: str) -> np.ndarray:
     """What a view shows: [height, width, 3] in 0..255, without what the page writes over it."""
     box = page.locator(".layout-grid-item", has=page.get_by_text(view, exact=True)).bounding_box()
-    edge = {"x": box["x"] + 20, "y": box["y"] + 40, "width": box["width"] - 40, "height": box["height"] - 80}
+    edge = {"x": box["x"] + 20, "y": box["y"] + 40, "width": box["width"] - 40, "height": box["height"] - 100}
     with Image.open(io.BytesIO(page.screenshot(clip=edge))) as image:
         return np.asarray(image.convert("RGB"))
 

@@ -67,6 +67,7 @@ class Page:
                 html.Span(TITLE)
                 html.Small("Automatic organ segmentation")
             v3.VSpacer()
+            html.Div("Not for clinical use", classes="note research mr-6")
             with html.Div(classes="note mr-5", id="engine"):
                 html.Span(classes=("['dot', engine]",))
                 html.Span(
@@ -147,10 +148,11 @@ class Page:
                 click=session.cancel,
             )
             with html.Div(v_if=_WORKING, id="progress", classes="mt-3"):
-                v3.VProgressLinear(
-                    model_value=("percent",), indeterminate=("!known",), color="primary", height=6, rounded=True
-                )
-                html.Div("{{ stage }}", classes="note mt-2", id="stage")
+                # Nothing moves by itself here: where a browser has no GPU, that takes a core from the engine.
+                v3.VProgressLinear(model_value=("percent",), color="primary", height=6, rounded=True)
+                with html.Div(classes="note mt-2"):
+                    html.Span("{{ stage }}", id="stage")
+                    html.Span(" ({{ spent }})", v_if="!known && spent", id="spent")
             with v3.VAlert(v_if="error", type="error", variant="tonal", density="compact", classes="mt-3", id="error"):
                 html.Div("{{ error }}")
                 v3.VBtn("Try again", v_if="engine === 'failed'", size="small", variant="tonal", click=session.greet)

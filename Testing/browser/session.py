@@ -126,7 +126,8 @@ class Session:
             self.fail(str(error))
             return
         self._began = time.monotonic()
-        state.update({"engine": "working", "cancelling": False, "error": "", "stage": "Starting", "known": False})
+        state.update({"engine": "working", "cancelling": False, "error": ""})
+        state.update({"stage": "Starting", "known": False, "percent": 0.0, "spent": ""})
         self.say(f"Segmenting '{volume.GetName()}' with '{state.model}', {len(state.chosen)} organs.")
         for _, name in scene.kept(node.GetSegmentation(), state.chosen) if node is not None else []:
             self.say(f"'{name}' is your work: it stays, and the result goes beside it.")
@@ -137,8 +138,10 @@ class Session:
         self.logic.cancel()
 
     def poll(self) -> None:
-        """Lets the Logic hear what the engine has said."""
+        """Lets the Logic hear what the engine has said, and the run's clock go on."""
         self.logic.poll()
+        if self._state.engine == "working" and not self._state.known:
+            self._state.spent = duration(time.monotonic() - self._began)
 
     def undo(self) -> None:
         """The button "Undo": takes the last run back."""

@@ -24,6 +24,7 @@ FIRST: dict[str, Any] = {
     "stage": "",  # "Segmenting slices: 12 of 140, about 9 s left"
     "percent": 0.0,
     "known": False,  # whether `percent` says anything
+    "spent": "",  # "12 s", since the run began
     "error": "",
     # The result.
     "has_result": False,

@@ -12,35 +12,40 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
-from driving import HERE, RUN_S, RunningApp, colored, picture, still_picture, wait_until
+from driving import (
+    HERE,
+    RUN_S,
+    RunningApp,
+    colored,
+    forget_progress,
+    picture,
+    progress_lines,
+    still_picture,
+    wait_until,
+)
 
-pytestmark = pytest.mark.slow  # minutes, and not yet stable: run with --slow Testing/browser
+COUNTED = r"Segmenting slices: (\d+) of 10"
 
 
 def working(page: Any) -> bool:
     return page.locator("#cancel").count() > 0
 
 
-def watch_run(page: Any) -> tuple[list[str], float]:
-    """Waits for a run's end; returns the lines of its progress and the most colour that was seen before the end."""
-    lines: list[str] = []
-    most = 0.0
-    page.wait_for_selector("#cancel")
+def begin_run(page: Any) -> None:
+    forget_progress(page)
+    page.click("#run")
+    wait_until(lambda: working(page), "the run's begin")
 
-    def ended() -> bool:
-        nonlocal most
-        if not working(page):
-            return True
-        line = page.evaluate("document.querySelector('#stage')?.innerText")
-        if line and line not in lines:
-            lines.append(line)
-        if line and " of " in line:
-            share = max(colored(page, view) for view in ("Axial", "Coronal"))
-            most = max(most, share if working(page) else 0.0)
-        return False
 
-    wait_until(ended, "the end of the run", RUN_S)
-    return lines, most
+def wait_half_way(page: Any) -> None:
+    wait_until(lambda: re.search(r"slices: [1-8] of", " ".join(progress_lines(page))), "the first slices", RUN_S)
+
+
+def end_run(page: Any) -> list[str]:
+    """Waits for a run's end; returns the lines of its progress."""
+    wait_until(lambda: not working(page), "the end of the run", RUN_S)
+    assert not page.locator("#error").count(), page.inner_text("#error")
+    return progress_lines(page)
 
 
 def log_lines(page: Any) -> str:
@@ -77,23 +82,29 @@ class TestPage:
         assert page.inner_text("#organ-count") == "13 of 13"
 
     def test_cancel_half_way_leaves_nothing(self, page: Any) -> None:
-        page.click("#run")
-        wait_until(lambda: re.search(r"slices: [1-9]", page.inner_text("#stage")), "the first slices", RUN_S)
+        begin_run(page)
+        wait_half_way(page)
         assert page.inner_text("#cancel") == "Cancel"
         page.click("#cancel")
-        page.wait_for_selector("#run")
+        wait_until(lambda: not working(page), "the run's end")
         assert not page.locator("#figures").count()
         assert not page.locator("#error").count()
         assert "Cancelled; the scene is as before." in log_lines(page)
         wait_until(lambda: colored(page, "Axial") < 0.001, "the preview to go")
 
-    def test_a_run_counts_its_slices_shows_them_and_then_the_organs(self, page: Any) -> None:
-        page.click("#run")
-        lines, most = watch_run(page)
-        counted = [line for line in lines if re.match(r"Segmenting slices: \d+ of 10", line)]
-        assert len({line.split(" of ")[0] for line in counted}) >= 2, lines
-        assert any("left" in line for line in counted), lines
-        assert most > 0.002, "no finished slice was shown during the run"
+    def test_a_run_counts_its_slices_shows_them_and_then_the_organs(self, page: Any, app: RunningApp) -> None:
+        begin_run(page)
+        wait_half_way(page)
+        with app.engine_paused():
+            # Two slices are enough; before the run there was no colour at all.
+            wait_until(lambda: any(colored(page, view) > 0.0005 for view in ("Coronal", "Axial")), "finished slices")
+            assert working(page), "the run had ended before it was looked at"
+            assert not page.locator("#figures").count()
+        lines = end_run(page)
+        counted = {int(found[1]): line for line in lines if (found := re.match(COUNTED, line))}
+        assert len(counted) >= 2, lines
+        assert list(counted) == sorted(counted)
+        assert all(re.search(r", about \d+ (s|min) left$", line) for done, line in counted.items() if done < 10), lines
         wait_until(lambda: colored(page, "Axial") > 0.01, "the organs in the slices")
         wait_until(lambda: colored(page, "3D") > 0.01, "the organs in 3D")
 
@@ -146,8 +157,9 @@ class TestPage:
     def test_a_second_run_uses_the_same_worker_and_model(self, page: Any, app: RunningApp) -> None:
         workers = app.workers()
         assert len(workers) == 1
-        page.click("#run")
-        lines, _ = watch_run(page)
+        begin_run(page)
+        lines = end_run(page)
+        assert any(re.match(COUNTED, line) for line in lines), lines
         assert app.workers() == workers
         assert not any("Loading" in line for line in lines), lines
 
@@ -177,7 +189,7 @@ def test_a_dicom_series_opens_and_an_engine_that_cannot_start_is_told_in_one_lin
     page.set_default_timeout(RUN_S * 1000)
     try:
         page.goto(app.url)
-        page.wait_for_selector("#error")
+        wait_until(lambda: page.locator("#error").count(), "the error", RUN_S)
         assert page.inner_text("#volume-note").startswith("512 × 512 × 20 voxels")
         assert "Engine stopped" in page.inner_text("#engine")
         assert "could not be started" in page.inner_text("#error")

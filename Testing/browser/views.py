@@ -20,6 +20,8 @@ FPS_ACTIVE, FPS_IDLE = 12.0, 4.0
 JPEG_QUALITY = 90  # of every picture; with less while the mouse moves, each would be drawn twice
 BACKGROUND = ("#0b1017", "#223043")
 COLORS = {"Axial": "#f2604d", "Coronal": "#7cc35b", "Sagittal": "#efd64d"}
+# The patient's sides at the left, right, upper and lower edge, as Slicer's own slice presets turn them.
+SIDES = {"Axial": "RLAP", "Coronal": "RLSI", "Sagittal": "APSI"}
 
 
 class Views:
@@ -111,6 +113,8 @@ def _slice_corner(server: Any, view_id: str, view: Any) -> None:
     with html.Div(classes="view-head"):
         html.Span(name, classes="view-name", style=f"border-color: {COLORS.get(name, '#888')}")
         html.Span(f"{{{{ Number({slider.name.value}).toFixed(1) }}}} mm", classes="view-place")
+    for edge, letter in zip(("left", "right", "top", "bottom"), SIDES.get(name, ""), strict=False):
+        html.Div(letter, classes=f"view-side {edge}")
     _reset_button(view)
     VSlider(
         classes="view-slider",

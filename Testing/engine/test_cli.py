@@ -10,6 +10,7 @@ import nibabel
 import numpy as np
 import pytest
 
+from pgpsam.cli import print_agreement
 from pgpsam.volume import write_array
 from phantoms import make_phantom
 
@@ -45,7 +46,7 @@ def test_segment_writes_everything_on_the_inputs_grid(ct, quick_model, tmp_path)
     assert np.array_equal(source.affine, labels.affine)
     assert source.shape == labels.shape
     steps = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
-    assert [step["done"] for step in steps] == [2, 4, 6]
+    assert [step["done"] for step in steps] == [1, 3, 5, 6]
     assert "liver" in done.stdout
 
 
@@ -108,12 +109,25 @@ def test_interrupt_ends_with_130_and_leaves_no_file(ct, quick_model, tmp_path):
 
 
 def test_agreement_with_a_reference(ct, quick_model, tmp_path):
-    done = pgpsam("segment", ct, "-o", tmp_path / "a.nii.gz", "--model", quick_model, "--progress", "none")
-    assert done.returncode == 0
+    """The figure printed is the Dice of the two files, whatever the model found."""
+    volume, drawn = make_phantom(7)
+    write_array(tmp_path / "drawn.nii.gz", drawn, volume, "labels")
     (tmp_path / "names.json").write_text('{"6": "liver", "1": "spleen"}')
-    words = ["--reference", tmp_path / "a.nii.gz", "--reference-names", tmp_path / "names.json"]
-    done = pgpsam("segment", ct, "-o", tmp_path / "b.nii.gz", "--model", quick_model, "--progress", "none", *words)
-    assert "mean Dice 1.000 of all organs" in done.stdout
+    words = ["--reference", tmp_path / "drawn.nii.gz", "--reference-names", tmp_path / "names.json"]
+    done = pgpsam("segment", ct, "-o", tmp_path / "a.nii.gz", "--model", quick_model, "--progress", "none", *words)
+    assert done.returncode == 0, done.stderr
+    ours, theirs = (np.asarray(nibabel.load(tmp_path / name).dataobj) for name in ("a.nii.gz", "drawn.nii.gz"))
+    dice = [2 * ((ours == i) & (theirs == i)).sum() / ((ours == i).sum() + (theirs == i).sum()) for i in (1, 6)]
+    assert f"mean Dice {np.mean(dice):.3f} of the organs that either shows" in done.stdout
+
+
+def test_agreement_leaves_out_organs_that_neither_shows(capsys):
+    print_agreement({"liver": float("nan"), "spleen": 0.5})
+    print_agreement({"liver": float("nan")})
+    assert capsys.readouterr().out.splitlines() == [
+        "agreement with the reference: mean Dice 0.500 of the organs that either shows",
+        "agreement with the reference: neither shows any of these organs",
+    ]
 
 
 def test_models_and_info(quick_model):

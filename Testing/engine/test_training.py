@@ -10,16 +10,20 @@ import torch
 from safetensors.torch import load_file
 
 from pgpsam.errors import Cancelled, UserError
+from pgpsam.labels import LabelSet
 from pgpsam.network.base import Distillation, Output
 from pgpsam.network.methods import METHODS, make_settings
+from pgpsam.slices import frame_volume, scale_labels
 from pgpsam.training.augment import Augmentation, Augmenter, Unenhance
 from pgpsam.training.batches import Order
 from pgpsam.training.commands import finetune_main
-from pgpsam.training.data import annotated_slices, load_case, read_dataset, read_slice_list
+from pgpsam.training.data import IGNORED, annotated_slices, load_case, read_dataset, read_slice_list
 from pgpsam.training.finetune import TrainingSettings, finetune, learning_rate
 from pgpsam.training.losses import class_weights, distillation_loss, segmentation_loss, total_loss
 from pgpsam.training.recipes import recipe
 from pgpsam.training.run import SliceChoice, choose_samples, evaluate, split_cases, train_on_dataset
+from pgpsam.training.selftraining import CONFIDENT, guessed_samples, load_teacher
+from pgpsam.volume import Volume
 
 
 def test_folder_layout(phantoms):
@@ -132,6 +136,18 @@ def test_every_filled_slice_comes_once_a_round(phantoms, quick_settings):
     assert np.mean([many[i] not in filled for i in range(160)]) == pytest.approx(0.25, abs=0.05)
 
 
+def test_guessed_slices_come_in_their_share(phantoms, quick_settings):
+    dataset = read_dataset(phantoms)
+    samples = choose_samples(dataset, dataset.cases, SliceChoice(), quick_settings)
+    samples = [replace(s, guessed=i >= 4) for i, s in enumerate(samples)]
+    order = Order(samples, 0.0, seed=0, guessed_share=0.5)
+    turn = [order[i] for i in range(8)]
+    assert sorted(i for i in turn if i < 4) == [0, 1, 2, 3]
+    assert len({i for i in turn if i >= 4}) == 4
+    with pytest.raises(UserError, match="none of the annotated slices"):
+        Order(samples[4:], 0.0, seed=0)
+
+
 def test_learning_rate_warms_up_and_falls_to_almost_nothing():
     settings = TrainingSettings(iterations=100, warmup=10)
     rates = [learning_rate(i, settings) for i in range(100)]
@@ -151,6 +167,19 @@ def test_loss_of_a_hand_worked_example():
     assert segmentation_loss(logits, labels, dice_weight=0.8).item() == pytest.approx(
         0.2 * entropy + 0.8 * dice, abs=1e-5
     )
+
+
+def test_what_nobody_knows_counts_in_no_loss():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(2, 3, 4, 6), torch.randint(0, 3, (2, 4, 6))
+    unknown = labels.clone()
+    unknown[:, :, 3:] = IGNORED
+    whole = segmentation_loss(logits[..., :3], labels[..., :3], torch.tensor([1.0, 2.0, 3.0]), 0.8)
+    assert segmentation_loss(logits, unknown, torch.tensor([1.0, 2.0, 3.0]), 0.8).item() == pytest.approx(whole.item())
+    coarse = (logits[..., ::2, ::2],)
+    total_loss(Output(logits.requires_grad_(), coarse), unknown, 0.6).backward()
+    assert torch.isfinite(logits.grad).all()
+    assert not logits.grad[..., 1::2, 3:].any()  # not even where only the last pass looks
 
 
 def test_class_weights_of_a_hand_worked_example():
@@ -289,6 +318,40 @@ def test_starting_from_a_trained_model(phantoms, quick_model, quick_settings, tm
     other = replace(settings, settings={"alpha": 3, "nearest": 2})
     with pytest.raises(UserError, match="method settings"):
         finetune(samples, dataset.labels, other, tmp_path / "n", name="n", device="cpu")
+
+
+def test_a_model_teaches_slices_that_nobody_annotated(phantoms, quick_model, quick_settings, tmp_path):
+    dataset = read_dataset(phantoms)
+    (case,) = (load_case(c, dataset.labels) for c in dataset.select(["case_0"]))
+    teacher = load_teacher(str(quick_model), dataset.labels, "cpu")
+    guessed = guessed_samples(teacher, case, [2], quick_settings.preparation)
+    assert [s.index for s in guessed] == [0, 4]  # every 10 mm of 5 mm slices, without the annotated one
+    assert all(s.guessed for s in guessed)
+    # What the teacher says of the thinned volume, where it is sure, on the same pixels.
+    thick = Volume.from_kji(case.volume.array[::2], case.volume.affine @ np.diag([1, 1, 2, 1]))
+    result = teacher.segment(thick)
+    frame = frame_volume(case.volume, quick_settings.preparation)
+    sure = scale_labels(result.confidence >= CONFIDENT, frame, [0, 2]).bool()
+    said = scale_labels(np.searchsorted([0, *dataset.labels.ids], result.labels), frame, [0, 2])
+    for sample, inside, answer in zip(guessed, sure, said, strict=True):
+        assert torch.equal(sample.labels != IGNORED, inside)
+        assert torch.equal(sample.labels[inside], answer[inside])
+
+    settings = replace(quick_settings, iterations=2, start_from=str(quick_model))
+    choice = SliceChoice(shots=2)
+    arguments = {"hold_out": ["case_2"], "teacher": str(quick_model), "device": "cpu"}
+    train_on_dataset(phantoms, tmp_path / "m", settings, choice, **arguments)
+    spec = json.loads((tmp_path / "m" / "model.json").read_text())
+    assert spec["training"]["taught_by"] == {"name": "quick", "cases": ["case_0", "case_1"]}
+    assert (spec["training"]["slices"], spec["training"]["guessed_slices"]) == (2, 4)
+    assert "Taught by `quick` on 4 slices" in (tmp_path / "m" / "CARD.md").read_text()
+    with pytest.raises(UserError, match="case_0, which are to be held out"):
+        train_on_dataset(phantoms, tmp_path / "n", settings, choice, **arguments | {"hold_out": ["case_0"]})
+
+
+def test_a_teacher_of_other_organs_is_refused(phantoms, quick_model):
+    with pytest.raises(UserError, match="cannot label slices: its organs are spleen, liver"):
+        load_teacher(str(quick_model), LabelSet.from_names({"kidney": 1}), "cpu")
 
 
 def test_bad_data_sets_are_refused_in_one_line(tmp_path):

@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,11 @@ from PGPSAMSegmentLib.enginefolder import LIB
 from PGPSAMSegmentLib.install import own_worker_command
 
 PATIENCE_S = 300.0
+
+if os.name == "nt":
+    resource: Any = None
+else:
+    import resource
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="the engine's packages are absent")
 
@@ -108,6 +114,26 @@ def test_what_the_user_can_mend_is_one_line_and_the_worker_stays(engine, request
     end = ear.end(PATIENCE_S)
     assert end["kind"] == "user"
     assert "no-such-model" in end["message"]
+    assert Ear(engine).ask("hello", PATIENCE_S)["pid"] == pid
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="only Linux sets the limits of another process")
+def test_a_result_that_the_disk_refuses_is_told_and_the_worker_stays(engine, request_fields):
+    """A limit on the size of files stands in for the disk: the write is cut short, as where a disk fills up."""
+    pid = Ear(engine).ask("hello", PATIENCE_S)["pid"]
+    before = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (1_000_000, before[1]))  # labels.npy has 2.2 MB
+    try:
+        ear = Ear(engine)
+        engine.submit(request_fields, ear)
+        end = ear.end(PATIENCE_S)
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, before)
+    assert (end["event"], end["kind"]) == ("error", "user")
+    assert end["message"] == f"cannot write to {request_fields['out']}: the disk is full"
+    assert end["hint"] == "Check the folder, its free space and its permissions."
+    out = Path(request_fields["out"])
+    assert not out.exists() or list(out.iterdir()) == []
     assert Ear(engine).ask("hello", PATIENCE_S)["pid"] == pid
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -46,7 +47,7 @@ def make_logic(host: Host, models: Path, tmp_path: Path) -> Iterator[Callable[..
 
     def make(mode: str = "good") -> Any:
         command = [sys.executable, str(Path(__file__).with_name("standin_model_worker.py")), str(models), mode]
-        made.append(PGPSAMSegmentLogic(lambda: Engine(command, tmp_path / "engine with ümläuts")))
+        made.append(PGPSAMSegmentLogic(lambda: Engine(command, tmp_path / os.fsdecode("engine with ümläuts".encode()))))
         return made[-1]
 
     yield make

@@ -85,7 +85,8 @@ class Host:
 
     def add_view(self, name: str = "Red", orientation: str = "Axial") -> tuple[Any, Any]:
         """A slice view's node and its composite node, which the application's layout would make."""
-        view = slicer.vtkMRMLSliceNode()
+        view = self.scene.CreateNodeByClass("vtkMRMLSliceNode")  # it knows the orientations, a bare one does not
+        view.UnRegister(None)
         view.SetName(name)
         view.SetLayoutName(name)
         view.SetSingletonTag(name)

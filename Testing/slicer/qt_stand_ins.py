@@ -2,8 +2,9 @@
 
 The module's .ui file is loaded as it is. Stand-ins copy the split that PythonQt makes: what is a property of the
 real widget is an attribute here, what is a method is a method, and there is nothing else, so code that asks for more
-fails here as it would in Slicer. Qt's own widgets cannot be made so: PySide has methods for their properties, which
-is why the module reads them with `panel.read`, and test_panel.py looks through its code for other ways.
+fails here as it would in Slicer. They draw themselves plainly, for panel_picture.py. Qt's own widgets cannot be made
+so: PySide has methods for their properties, which is why the module reads them with `panel.read`, and
+test_panel_file.py looks through its code for other ways.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ import vtk
 from PySide6 import QtCore, QtGui, QtUiTools, QtWidgets
 
 SCENE_ARGUMENT = "vtkMRMLScene*"
+ROW = 25  # pixels; the height of a field, and of a section's head
+QWIDGETSIZE_MAX = 16777215
 
 
 # ----------------------------------------------------------------------------------------------- the module `qt`
@@ -90,6 +93,16 @@ class StandInNodeComboBox(QtWidgets.QWidget):
         self._current: Any = None
         self._tags: list[int] = []
         self.setFocusPolicy(QtCore.Qt.FocusPolicy.StrongFocus)
+
+    def sizeHint(self) -> QtCore.QSize:
+        return QtCore.QSize(160, ROW)
+
+    def paintEvent(self, event: Any) -> None:
+        option, painter = QtWidgets.QStyleOptionComboBox(), QtWidgets.QStylePainter(self)
+        option.initFrom(self)
+        option.currentText = self._current.GetName() if self._current is not None else self._none_text
+        painter.drawComplexControl(QtWidgets.QStyle.ComplexControl.CC_ComboBox, option)
+        painter.drawControl(QtWidgets.QStyle.ControlElement.CE_ComboBoxLabel, option)
 
     def currentNode(self) -> Any:
         return self._current
@@ -169,9 +182,19 @@ class StandInCollapsibleButton(QtWidgets.QWidget):
     def __init__(self, parent: Any = None) -> None:
         super().__init__(parent)
         self._text, self._collapsed = "", False
+        self.setContentsMargins(0, ROW, 0, 0)
+
+    def paintEvent(self, event: Any) -> None:
+        painter, bar = QtGui.QPainter(self), QtCore.QRect(0, 0, self.width(), ROW - 2)
+        painter.fillRect(bar, self.palette().color(QtGui.QPalette.ColorRole.Button).darker(112))
+        arrow = (
+            "\N{BLACK RIGHT-POINTING SMALL TRIANGLE}" if self._collapsed else "\N{BLACK DOWN-POINTING SMALL TRIANGLE}"
+        )
+        painter.drawText(bar.adjusted(8, 0, 0, 0), QtCore.Qt.AlignmentFlag.AlignVCenter, f"{arrow}  {self._text}")
 
     def _collapse(self, value: bool) -> None:
         self._collapsed = value
+        self.setMaximumHeight(ROW if value else QWIDGETSIZE_MAX)  # what lies below the bar is cut off
 
 
 class StandInPathLineEdit(QtWidgets.QWidget):
@@ -186,6 +209,23 @@ class StandInPathLineEdit(QtWidgets.QWidget):
         self._path = ""
         self.filters: Any = None
         self.setFocusPolicy(QtCore.Qt.FocusPolicy.StrongFocus)
+
+    def sizeHint(self) -> QtCore.QSize:
+        return QtCore.QSize(160, ROW)
+
+    def paintEvent(self, event: Any) -> None:
+        option, painter = QtWidgets.QStyleOptionFrame(), QtWidgets.QStylePainter(self)
+        option.initFrom(self)
+        option.rect.setRight(self.width() - 36)
+        option.lineWidth = 1
+        painter.drawPrimitive(QtWidgets.QStyle.PrimitiveElement.PE_PanelLineEdit, option)
+        shown = self.fontMetrics().elidedText(self._path, QtCore.Qt.TextElideMode.ElideMiddle, self.width() - 48)
+        painter.drawText(option.rect.adjusted(5, 0, 0, 0), QtCore.Qt.AlignmentFlag.AlignVCenter, shown)
+        button = QtWidgets.QStyleOptionButton()
+        button.initFrom(self)
+        button.rect.setLeft(self.width() - 32)
+        button.text = "..."
+        painter.drawControl(QtWidgets.QStyle.ControlElement.CE_PushButton, button)
 
     def setCurrentPath(self, path: str) -> None:
         if path != self._path:
@@ -343,7 +383,6 @@ def install_qt(app: Any, settings: Path) -> StandInMainWindow:
     sys.modules.update({"qt": _Flat("qt"), "ctk": ctk})
     window = StandInMainWindow()
     app.started = []
-    # The host's own is a dict; the real one is what Qt makes of it.
     app.startupEnvironment = QtCore.QProcessEnvironment.systemEnvironment
     app.connect = lambda signal, call: app.started.append((signal, call))
     # What slicer.util has for these asks the application for widgets that only it has.

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import types
 import unittest
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,8 @@ class StandInApp:
     def testingEnabled(self) -> bool:
         return True
 
-    def startupEnvironment(self) -> dict[str, str]:
-        return dict(os.environ)
+    def startupEnvironment(self) -> StandInProcessEnvironment:
+        return StandInProcessEnvironment(os.environ)
 
     def pauseRender(self) -> None: ...
 
@@ -55,6 +56,19 @@ class StandInApp:
 
     def processEvents(self) -> None:
         raise AssertionError("a module must not turn the event loop itself")
+
+
+class StandInProcessEnvironment:
+    """`QProcessEnvironment`, of which `slicer.util.startupEnvironment` makes a dict; it is no mapping itself."""
+
+    def __init__(self, variables: Mapping[str, str]) -> None:
+        self._variables = dict(variables)
+
+    def keys(self) -> list[str]:
+        return list(self._variables)
+
+    def value(self, name: str, defaultValue: str = "") -> str:
+        return self._variables.get(name, defaultValue)
 
 
 class StandInIO:

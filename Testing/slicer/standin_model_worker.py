@@ -4,7 +4,7 @@ Usage: standin_model_worker.py MODELS [MODE]. MODELS holds a folder for each mod
 `hello` tells; `finetune` adds one. Standard library and numpy only. MODE:
 
 good   not otherwise
-slow   a `segment` or `finetune` waits, half done, to be cancelled
+slow   a `segment`, `finetune` or `suggest` waits, half done, to be cancelled
 full   a result cannot be written, because the disk is full (/dev/full, so the system says so itself)
 dies   a `segment` ends the process, half done
 """
@@ -146,13 +146,25 @@ def finetune(number, request, models, mode, cancelled):
     return {"event": "done", "folder": str(out), "model": request["name"], "score": "", "scores": None}
 
 
+def suggest(number, request, models, mode, cancelled):
+    """The last slice and the middle one, so far from sorted."""
+    depth = len(np.load(request["volume"]))
+    answer(id=number, event="progress", stage="slices", done=1, total=depth, eta_s=3.0)
+    if mode == "slow" and cancelled.wait(120):
+        return {"event": "error", "kind": "cancelled", "message": "cancelled", "hint": ""}
+    return {"event": "done", "slices": [depth - 1, depth // 2][: request["count"]], "slices_axis": 0}
+
+
+JOBS = {"segment": segment, "finetune": finetune, "suggest": suggest}
+
+
 def work(do, number, request, models, mode, cancelled):
     try:
         answer(id=number, **do(number, request, models, mode, cancelled))
     except OSError as error:
-        place = f": {error.filename}" if error.filename else ""
-        hint = "Check the path, its permissions and the disk."
-        answer(id=number, event="error", kind="user", message=f"{error.strerror}{place}", hint=hint)
+        message = f"cannot write to {request['out']}: {error.strerror}"  # as pgpsam/exchange.py has it
+        hint = "Check the folder, its free space and its permissions."
+        answer(id=number, event="error", kind="user", message=message, hint=hint)
 
 
 def main(models, mode):
@@ -164,9 +176,9 @@ def main(models, mode):
         if do == "hello":
             time.sleep(0.05)
             answer(id=number, **hello(models))
-        elif do in ("segment", "finetune"):
+        elif do in JOBS:
             cancelled.clear()
-            job = (segment if do == "segment" else finetune, number, request, models, mode, cancelled)
+            job = (JOBS[do], number, request, models, mode, cancelled)
             threading.Thread(target=work, args=job, daemon=True).start()
         elif do == "cancel":
             cancelled.set()

@@ -17,6 +17,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 MODULE = ROOT / "PGPSAMSegment"
 LIB = MODULE / "PGPSAMSegmentLib"
+ENGINE = MODULE / "pgpsam"
 MAIN = MODULE / "PGPSAMSegment.py"
 
 # Run by the engine's Python as scripts, never imported inside Slicer; enginestart.py is where pgpsam begins.
@@ -102,6 +103,25 @@ def calls(nodes: list[ast.AST], names: set[str]) -> Iterator[ast.Call]:
 
 def is_subprocess(node: ast.Call) -> bool:
     return ast.unparse(node.func) in {"subprocess.run", "subprocess.call"}
+
+
+def text_without_encoding(tree: ast.AST) -> Iterator[ast.Call]:
+    """Calls that read or write text in whatever encoding the locale of that moment has."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        given = {keyword.arg for keyword in node.keywords}
+        modes = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
+        modes += [keyword.value.value for keyword in node.keywords if isinstance(keyword.value, ast.Constant)]
+        name = ast.unparse(node.func)
+        opens = name == "open" or (name.endswith(".open") and not name.startswith(("os.", "tarfile.", "zipfile.")))
+        if opens:
+            text = [mode for mode in modes if isinstance(mode, str) and set(mode) <= set("rwaxt+") and mode]
+        else:
+            text = called(node) in {"read_text", "write_text"} or given & {"text", "universal_newlines", "errors"}
+            text = text and called(node) in {"read_text", "write_text", "run", "Popen", "check_output"}
+        if text and "encoding" not in given:
+            yield node
 
 
 def names_in(tree: ast.AST) -> Iterator[tuple[ast.AST, str]]:
@@ -241,6 +261,18 @@ def test_no_event_loop_is_turned_by_hand_and_no_thread_is_started() -> None:
     assert found == []
 
 
+def test_text_is_utf_8_whatever_the_locale() -> None:
+    """Under LC_ALL=C, and on Windows, a text without a stated encoding fails at the first umlaut."""
+    files = [
+        *sources(),
+        *sorted(ENGINE.rglob("*.py")),
+        ROOT / "setup_env.py",
+        *sorted((ROOT / "Training").glob("*.py")),
+    ]
+    found = [where(path, node) for path in files for node in text_without_encoding(parsed(path))]
+    assert found == []
+
+
 def test_no_exception_is_swallowed_whole() -> None:
     """`except: ...` and `except Exception: pass` hide what went wrong."""
     found = []
@@ -312,6 +344,23 @@ def test_bare_texts_are_found(code: str, count: int) -> None:
 )
 def test_heavy_calls_are_found(code: str, count: int) -> None:
     assert len(list(calls(list(ast.parse(code).body), HEAVY))) == count
+
+
+@pytest.mark.parametrize(
+    ("code", "count"),
+    [
+        ("path.read_text()", 1),
+        ("path.read_text(encoding='utf-8')", 0),
+        ("open(path, 'w')", 1),
+        ("path.open('rb')", 0),
+        ("path.open('a', encoding='utf-8')", 0),
+        ("subprocess.run(command, text=True)", 1),
+        ("subprocess.run(command, text=True, encoding='utf-8')", 0),
+        ("subprocess.run(command, capture_output=True)", 0),
+    ],
+)
+def test_texts_without_an_encoding_are_found(code: str, count: int) -> None:
+    assert len(list(text_without_encoding(ast.parse(code)))) == count
 
 
 def test_imports_are_found_wherever_they_hide() -> None:

@@ -27,7 +27,7 @@ def make_engine(tmp_path):
 
     def make(mode="good", **options):
         command = [sys.executable, str(STANDIN), mode]
-        engines.append(Engine(command, tmp_path / "scratch with ümläuts", **options))
+        engines.append(Engine(command, tmp_path / os.fsdecode("scratch with ümläuts".encode()), **options))
         return engines[-1]
 
     yield make
@@ -157,14 +157,16 @@ from PGPSAMSegmentLib.engine import Engine
 engine = Engine([sys.executable, {str(STANDIN)!r}, "good"], {str(tmp_path)!r})
 def answered(event):
     print(event["pid"], flush=True)
-    if sys.argv[1] == "crash":
+    if sys.argv[1] == "crash while it works":
+        engine.submit({{"do": "segment", "slow": True}}, answered)
+    if sys.argv[1] != "leave":
         os._exit(1)
 engine.submit({{"do": "hello"}}, answered)
 while engine.busy:
     engine.poll()
     time.sleep(0.02)
 """
-    for end in ("leave", "crash"):
-        result = subprocess.run([sys.executable, "-c", program, end], capture_output=True, text=True, timeout=60)
+    for end in ("leave", "crash", "crash while it works"):
+        result = subprocess.run([sys.executable, "-c", program, end], capture_output=True, text=True, timeout=300)
         pid = int(result.stdout)
         wait_for_end(pid)

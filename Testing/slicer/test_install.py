@@ -30,14 +30,19 @@ PROBE = "import torch, torchvision, segment_anything, pgpsam"
 posix = pytest.mark.skipif(os.name == "nt", reason="the stand-in for Slicer is a shell script")
 
 
+def native(name: str) -> str:
+    """A file's name as this Python has it: under LC_ALL=C an umlaut in it is two bytes that stand for themselves."""
+    return os.fsdecode(name.encode())
+
+
 @pytest.fixture(scope="module")
 def slicer(tmp_path_factory) -> Path:
-    return standin_slicer.make_slicer(tmp_path_factory.mktemp("Slicer 5.99 für alle"))
+    return standin_slicer.make_slicer(tmp_path_factory.mktemp(native("Slicer 5.99 für alle")))
 
 
 @pytest.fixture
 def wheels(tmp_path) -> Path:
-    folder = tmp_path / "Räder & wheels"
+    folder = tmp_path / native("Räder & wheels")
     standin_slicer.make_wheel(folder, "torch", "2.9.1")
     standin_slicer.make_wheel(folder, "torchvision", "0.24.1", requires="torch (==2.9.1)")
     standin_slicer.make_wheel(folder, "segment_anything", "1.0")
@@ -50,7 +55,7 @@ def plan_for(tmp_path, slicer):
     requirements.write_text(REQUIREMENTS)
 
     def plan(**options):
-        folder = tmp_path / "Maschine für Ümläute" / "engine"
+        folder = tmp_path / native("Maschine für Ümläute") / "engine"
         return install.make_plan(folder, str(slicer), requirements=requirements, **options)
 
     plan.requirements = requirements
@@ -87,7 +92,7 @@ def engine_says(folder, statement):
     start = str(enginefolder.LIB / "enginestart.py")
     command = [found.python, "-S", "-s", start, str(folder / "packages"), "--probe", statement]
     environment = clean_environment() | {"PYTHONPATH": "/nowhere"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+    return subprocess.run(command, capture_output=True, encoding="utf-8", env=environment, timeout=60)
 
 
 @posix
@@ -112,9 +117,9 @@ def test_an_installation_in_a_folder_with_spaces_and_umlauts(plan_for, wheels, s
 
     # The engine sees its own packages and the shipped pgpsam, and nothing of Slicer's.
     says = engine_says(plan.folder, "import torch, pgpsam; print(torch.__file__); print(pgpsam.__file__)")
-    assert says.stdout.splitlines() == [
-        str(plan.folder / "packages" / "torch" / "__init__.py"),
-        str(ROOT / "PGPSAMSegment" / "pgpsam" / "__init__.py"),
+    assert says.stdout.encode().splitlines() == [  # UTF-8 from the engine, whatever the locale here
+        os.fsencode(plan.folder / "packages" / "torch" / "__init__.py"),
+        os.fsencode(ROOT / "PGPSAMSegment" / "pgpsam" / "__init__.py"),
     ]
     for name in ("slicers_own", "slicer", "pip"):
         assert f"No module named '{name}'" in engine_says(plan.folder, f"import {name}").stderr
@@ -157,9 +162,9 @@ def test_slicers_torch_is_used_where_it_fits(plan_for, wheels, slicer):
         assert run(plan)[-1] == {"event": "done"}
         assert install.status(plan.folder, plan_for.requirements).packages["torch"] == "2.8.0+cu128.slicer"
         says = engine_says(plan.folder, "import torch, segment_anything as s; print(torch.__file__); print(s.__file__)")
-        assert says.stdout.splitlines() == [
-            str(packages / "torch" / "__init__.py"),
-            str(plan.folder / "packages" / "segment_anything" / "__init__.py"),
+        assert says.stdout.encode().splitlines() == [
+            os.fsencode(packages / "torch" / "__init__.py"),
+            os.fsencode(plan.folder / "packages" / "segment_anything" / "__init__.py"),
         ]
         standin_slicer.put_package(packages, "torch", "2.9.0")
         found = install.status(plan.folder, plan_for.requirements)

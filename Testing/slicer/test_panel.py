@@ -49,6 +49,8 @@ def test_progress_says_stage_slices_and_time(make_bench, host):
     bench.wait(lambda: "4 of 9" in bench.status)
     assert bench.status == "Segmenting slices: 4 of 9, about 9 s left"
     bench.wait(lambda: "CT (segmenting)" in segmentations(), "a preview")
+    assert bench.ui.outputSegmentation.nodeCount() == 0  # nobody can choose what is gone in a moment
+    assert slicer.util.getNode("CT (segmenting)").GetDisplayVisibility()
     bench.ui.autoSegmentButton.click()
     bench.wait_idle()
     assert bench.status == "Cancelled; the scene is as before."
@@ -243,6 +245,7 @@ def test_the_state_survives_saving_and_loading(bench, host, tmp_path):
     bench.ui.nextButton.click()
     bench.ui.checkedButton.click()
     name, path = node.GetName(), str(tmp_path / "scene.mrb")
+    assert bench.ui.undoButton.isEnabled()
     assert slicer.util.saveScene(path)
     slicer.mrmlScene.Clear()
     assert not bench.ui.show3D.isChecked()
@@ -256,6 +259,7 @@ def test_the_state_survives_saving_and_loading(bench, host, tmp_path):
     assert (bench.ui.steps.value(), bench.ui.newModel.text()) == (77, "later")
     assert bench.ui.reviewProgress.text().startswith("1 of 2 places checked")
     assert len(bench.table()) == 2
+    assert not bench.ui.undoButton.isEnabled()  # like the Segment Editor's, it ends with the scene
 
 
 def test_after_a_scene_was_cleared_the_widgets_belong_to_the_new_one(bench):

@@ -9,7 +9,7 @@ from made_results import add_volume, mask_of, names, paint
 from panel_bench import press, segmentations
 from PySide6 import QtCore
 
-from PGPSAMSegmentLib import review, training
+from PGPSAMSegmentLib import review, suggestions, training
 
 # ------------------------------------------------------------------------------------------------------------- review
 
@@ -154,3 +154,71 @@ def test_a_training_can_be_cancelled(make_bench, host):
     bench.wait_idle()
     assert bench.ui.adaptStatus.text() == "Cancelled; no model was made."
     assert not (bench.models / "lesions").exists()
+
+
+# -------------------------------------------------------------------------------------------------- slices to annotate
+
+
+def test_slices_to_annotate_are_listed_and_a_click_goes_there(bench, host, tmp_path):
+    view, _ = host.add_view()
+    assert bench.ui.suggestions.isHidden()
+    bench.ui.suggestButton.click()
+    assert bench.ui.suggestButton.text() == "Cancel"
+    assert not bench.ui.autoSegmentButton.isEnabled()
+    bench.wait_idle()
+    assert bench.ui.suggestButton.text() == "Suggest slices to annotate"
+    assert bench.parameters.trainingVolume is bench.volume
+    listed = [bench.ui.suggestions.item(n).text() for n in range(bench.ui.suggestions.count())]
+    assert listed == ["slice 8", "slice 4"]
+    assert not bench.ui.suggestions.isHidden()
+    assert bench.ui.suggestStatus.text() == "Draw the organs completely in these 2 slices; a click shows one."
+    assert "the most useful first: 8, 4." in bench.log
+    for row, height in ((0, 8 * 2.5), (1, 4 * 2.5)):
+        bench.ui.suggestions.setCurrentRow(row)
+        assert view.GetSliceOffset() == pytest.approx(height)
+    other = add_volume(host, name="other")
+    bench.ui.trainingVolume.setCurrentNode(other)
+    assert bench.ui.suggestions.isHidden()
+    bench.ui.trainingVolume.setCurrentNode(bench.volume)
+    assert bench.ui.suggestions.count() == 2
+    assert slicer.util.saveScene(str(tmp_path / "scene.mrb"))
+    slicer.mrmlScene.Clear()
+    slicer.util.loadScene(str(tmp_path / "scene.mrb"))
+    assert [place.slice for place in suggestions.of(bench.parameters.trainingVolume)] == [8, 4]
+    assert bench.ui.suggestions.count() == 2
+
+
+def test_the_look_for_slices_can_be_cancelled_and_ends_with_its_volume(make_bench, host):
+    bench = make_bench("slow")
+    volume = add_volume(host)
+    bench.open()
+    bench.ui.suggestButton.click()
+    bench.wait(lambda: "1 of 9" in bench.ui.suggestStatus.text())
+    assert bench.ui.suggestStatus.text() == "Comparing slices: 1 of 9, about 3 s left"
+    bench.ui.suggestButton.click()
+    bench.wait_idle()
+    assert bench.ui.suggestStatus.text() == "Cancelled."
+    assert bench.ui.suggestions.isHidden()
+    bench.ui.suggestButton.click()
+    bench.wait(lambda: "1 of 9" in bench.ui.suggestStatus.text())
+    slicer.mrmlScene.RemoveNode(volume)
+    bench.wait_idle()
+    message = "The volume 'CT' was removed while its slices were compared. Select another one, or load it again"
+    assert bench.ui.suggestStatus.text() == message
+
+
+def test_suggestions_for_a_turned_volume_under_a_transform_lead_to_their_place(host):
+    view, _ = host.add_view()
+    turned = np.array([[0, 0, -2.0, 40], [0.7, 0, 0, 5], [0, 1.3, 0, -9], [0, 0, 0, 1]])
+    volume = add_volume(host, turned)
+    transform = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode")
+    shift = np.eye(4)
+    shift[0, 3] = 100
+    transform.SetMatrixTransformToParent(slicer.util.vtkMatrixFromArray(shift))
+    volume.SetAndObserveTransformNodeID(transform.GetID())
+    (place, _beyond) = suggestions.keep(volume, {"slices": [3, 5], "slices_axis": 0})
+    suggestions.jump(volume, place)
+    centre = [view.GetSliceToRAS().GetElement(row, 3) for row in range(3)]
+    assert centre == pytest.approx([40 - 2.0 * 3 + 100, 5 + 0.7 * 7, -9 + 1.3 * 5.5])
+    assert suggestions.keep(volume, {"slices": [3, 9], "slices_axis": 0}) == [place]  # slice 9 does not exist
+    assert suggestions.of(None) == []

@@ -42,7 +42,7 @@ def check_everything_is_back() -> None:
     place = [0.0, 0.0, 0.0]
     points.GetNthControlPointPosition(0, place)
     np.testing.assert_allclose(place, (OBLIQUE @ [i, j, k, 1])[:3], atol=1e-6)
-    assert table.rows(node)["liver"] == (0.336, 55.5, 0.91, "2-3, 5")
+    assert table.rows(node)["liver"] == (0.34, 55.5, 0.91, "2-3, 5")
     confidence = slicer.util.arrayFromVolume(nodes.companion(node, nodes.CONFIDENCE))
     np.testing.assert_allclose(confidence, np.linspace(0, 1, labels.size).reshape(labels.shape), atol=1e-6)
     assert [(item.organ, item.slices, item.checked) for item in review.items(node)] == [
@@ -101,11 +101,21 @@ def test_a_segmentation_file_alone_knows_which_segments_are_ours(host, tmp_path:
     assert slicer.util.saveNode(node, path)
     saved = {organ.name: organ for organ in segments.ours(node.GetSegmentation())}
     terms = {name: terminology(node, name) for name in names(node)}
+    names_before = names(node)
+    masks = {name: mask_of(node, name, slicer.util.getNode("CT")) for name in names(node)}
     slicer.mrmlScene.Clear(False)
-    loaded = slicer.util.loadSegmentation(path)
+    loaded, volume = slicer.util.loadSegmentation(path), add_volume(host, OBLIQUE)
+    for name, mask in masks.items():
+        assert mask.any()
+        np.testing.assert_array_equal(mask_of(loaded, name, volume), mask)
     assert {organ.name: organ for organ in segments.ours(loaded.GetSegmentation())} == saved
     assert {name: terminology(loaded, name) for name in names(loaded)} == terms
     assert [item.slices for item in review.build(loaded)] == ["2-3", "5"]
+    # A run on it replaces what nobody has touched, and nothing else.
+    scene.show_result(volume, write_result(tmp_path / "out", np.flip(labels_of(), axis=1).copy()), loaded)
+    assert names(loaded)[:4] == names_before
+    for name in ("liver", "right kidney", "tumour"):
+        np.testing.assert_array_equal(mask_of(loaded, name, volume), masks[name])
 
 
 def terminology(node: Any, name: str) -> str:

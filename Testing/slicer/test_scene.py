@@ -145,6 +145,20 @@ def test_a_sequence_gives_the_frame_that_it_shows(host, tmp_path: Path) -> None:
     assert np.unique(np.load(scene.export_volume(proxy, tmp_path)["volume"])).tolist() == [2]
 
 
+def test_a_disk_that_fills_up_is_one_clear_error_and_half_a_file_does_not_stay(host, tmp_path: Path) -> None:
+    """A limit on the size of files stands in for the disk: the write is cut short."""
+    resource = pytest.importorskip("resource")
+    volume = slicer.util.addVolumeFromArray(np.zeros((20, 100, 100), np.int16))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(scene.SceneError, match="handed to the engine: the disk is full"):
+            scene.export_volume(volume, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_a_folder_that_cannot_be_written_to_is_one_clear_error(host, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(scene.SceneError, match="nothing could be handed to the engine"):
@@ -209,7 +223,7 @@ def test_prompts_points_confidence_and_table_come_along(host, tmp_path: Path) ->
     np.testing.assert_array_equal(slicer.util.arrayFromVolume(confidence), expected)
     display = confidence.GetDisplayNode()
     assert (display.GetWindowLevelMin(), display.GetWindowLevelMax()) == (0.0, 1.0)
-    assert table.rows(node)["liver"] == (0.336, 55.5, 0.91, "")
+    assert table.rows(node)["liver"] == (0.34, 55.5, 0.91, "")
 
 
 def test_layers_are_shown_on_request(host, tmp_path: Path) -> None:
@@ -515,7 +529,7 @@ def test_undo_of_a_later_run_brings_everything_back(host, tmp_path: Path) -> Non
     np.testing.assert_array_equal(mask_of(node, "liver (2)", volume), labels == LIVER["id"])
     np.testing.assert_array_equal(mask_of(node, "right kidney", volume), labels == KIDNEY["id"])
     np.testing.assert_array_equal(slicer.util.arrayFromVolume(nodes.companion(node, nodes.CONFIDENCE)), confidence)
-    assert table.rows(node)["liver"][0] == 0.336
+    assert table.rows(node)["liver"][0] == 0.34
     assert nodes.companion(node, nodes.POINTS).GetNumberOfControlPoints() == 3
     assert history.undo() is node
     assert names(node) == ["liver", "tumour"]

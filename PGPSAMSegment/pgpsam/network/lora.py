@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from peft import LoraConfig, inject_adapter_in_model
+import torch
 from torch import Tensor, nn
 
 from pgpsam.errors import UserError
+
+if TYPE_CHECKING:
+    from pgpsam.network.base import LoraSettings
 
 
 def add_lora(encoder: nn.Module, rank: int, alpha: float, stages: str = r".*") -> list[str]:
@@ -33,6 +37,20 @@ def add_lora(encoder: nn.Module, rank: int, alpha: float, stages: str = r".*") -
     encoder.requires_grad_(False)
     if rank == 0:
         return []
+    from peft import LoraConfig, inject_adapter_in_model  # seconds to import, and only training needs it
+
+    names = adapted_linears(encoder, stages)
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, bias="none", target_modules=names)
+    inject_adapter_in_model(config, encoder)
+    return names
+
+
+def adapted_linears(encoder: nn.Module, stages: str) -> list[str]:
+    """The names of the Linears that LoRA adapts.
+
+    Raises:
+        UserError: as `add_lora`.
+    """
     pattern = rf"(?:{stages})\.(q|v)"
     try:
         names = [n for n, m in encoder.named_modules() if isinstance(m, nn.Linear) and re.fullmatch(pattern, n)]
@@ -40,9 +58,35 @@ def add_lora(encoder: nn.Module, rank: int, alpha: float, stages: str = r".*") -
         raise UserError(f"lora_stages '{stages}' is not a regular expression: {error}") from error
     if not names:
         raise UserError(f"lora_stages '{stages}' matches no attention of {type(encoder).__name__}")
-    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, bias="none", target_modules=names)
-    inject_adapter_in_model(config, encoder)
     return names
+
+
+@torch.no_grad()
+def merge_lora(
+    encoder: nn.Module, tensors: Mapping[str, Tensor], settings: LoraSettings, name: str
+) -> dict[str, Tensor]:
+    """W + (alpha / r) B A in place of W: a trained encoder without peft, and without its cost at inference.
+
+    Args:
+        encoder: without LoRA, in place.
+        tensors: an adapter's, named as `add_lora` and peft name them in a network whose encoder is `encoder`.
+        settings: of the network that was trained; a rank of 0 merges nothing.
+        name: what error messages call the adapter.
+
+    Returns:
+        The adapter's other tensors.
+
+    Raises:
+        UserError: a tensor too few, or of another shape.
+    """
+    rest = dict(tensors)
+    for path in adapted_linears(encoder, settings.lora_stages) if settings.lora_rank else ():
+        down, up = (rest.pop(f"encoder.{path}.lora_{part}.default.weight", None) for part in "AB")
+        weight = encoder.get_parameter(f"{path}.weight")
+        if down is None or up is None or (len(up), *down.shape) != (len(weight), settings.lora_rank, weight.shape[1]):
+            raise UserError(f"model {name}: its adapter does not fit its method (LoRA of {path})")
+        weight.add_(settings.lora_alpha / settings.lora_rank * (up.float() @ down.float()))
+    return rest
 
 
 def trained_tensors(module: nn.Module) -> dict[str, Tensor]:

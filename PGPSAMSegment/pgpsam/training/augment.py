@@ -25,6 +25,8 @@ from monai.transforms import (
 from monai.utils import convert_to_tensor
 from torch import Tensor
 
+from pgpsam.training.data import IGNORED
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -76,7 +78,7 @@ class Unenhance(RandomizableTransform):
         share = self.R.uniform()
         image, labels = data["image"], data["labels"]
         shift = torch.zeros_like(image)
-        for index in labels[labels > 0].unique():
+        for index in labels[(labels > 0) & (labels != IGNORED)].unique():
             inside = (labels == index).expand_as(image)
             shift[inside] = share * (self.soft_tissue - image[inside].mean()).clamp_max(0)
         return {

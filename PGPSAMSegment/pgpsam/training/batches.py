@@ -24,30 +24,39 @@ ROUNDS = 16  # batches in the ring: a view's uses lie that far apart
 
 
 class Order:
-    """Endless random order over the samples: every slice once a round, empty slices no more than their share.
+    """Endless random order over the samples: every annotated slice with organs once a round, the others in shares.
 
     Args:
-        empty_share: largest share of slices without organs in a round.
+        empty_share: largest share of slices without organs among the annotated ones of a round.
+        guessed_share: largest share of slices that a model labelled.
 
     Raises:
         UserError: no slice shows an organ.
     """
 
-    def __init__(self, samples: Sequence[Sample], empty_share: float, seed: int) -> None:
+    def __init__(self, samples: Sequence[Sample], empty_share: float, seed: int, guessed_share: float = 0.5) -> None:
         self.seed = seed
-        self.filled = [i for i, s in enumerate(samples) if s.labels.any()]
-        self.empty = [i for i, s in enumerate(samples) if not s.labels.any()]
+        self.filled = [i for i, s in enumerate(samples) if s.filled and not s.guessed]
+        self.empty = [i for i, s in enumerate(samples) if not s.filled and not s.guessed]
+        self.guessed = [i for i, s in enumerate(samples) if s.guessed]
         if not self.filled:
             raise UserError("none of the annotated slices shows an organ")
         self.empty_each = min(len(self.empty), round(len(self.filled) * empty_share / (1 - empty_share)))
+        self.annotated_each = len(self.filled) + self.empty_each
+        self.guessed_each = min(len(self.guessed), round(self.annotated_each * guessed_share / (1 - guessed_share)))
         self.current: tuple[int, list[int]] = (-1, [])
 
     def __getitem__(self, number: int) -> int:
         """Index of the sample that is drawn as the number-th, from 0."""
-        turn, place = divmod(number, len(self.filled) + self.empty_each)
+        turn, place = divmod(number, self.annotated_each + self.guessed_each)
         if self.current[0] != turn:
             random = np.random.default_rng((self.seed, turn))
-            chosen = random.choice(self.empty, self.empty_each, replace=False).tolist() if self.empty_each else []
+            chosen = [
+                index
+                for group, count in ((self.empty, self.empty_each), (self.guessed, self.guessed_each))
+                if count
+                for index in random.choice(group, count, replace=False).tolist()
+            ]
             self.current = (turn, random.permutation([*self.filled, *chosen]).tolist())
         return self.current[1][place]
 

@@ -39,6 +39,9 @@ def model_card(spec: ModelSpec) -> str:
     ]
     if started:
         lines += ["", f"Started from `{started['name']}`, trained on {len(started['cases'])} patients."]
+    if taught := training.get("taught_by"):
+        guessed = training.get("guessed_slices", 0)
+        lines += ["", f"Taught by `{taught['name']}` on {guessed} slices without annotation, where that was confident."]
     if training.get("command"):
         lines += ["", "```", training["command"], "```"]
     lines += ["", "## Scores", "", *_scores(spec)]
@@ -46,7 +49,7 @@ def model_card(spec: ModelSpec) -> str:
         "",
         "## Limits",
         "",
-        "- Slices are segmented one by one; context along z enters only through smoothing and the clean-up.",
+        "- Slices are segmented one by one; context along z enters only through the clean-up.",
         "- Other body regions, other modalities than CT, children, and anatomy after surgery were not seen.",
         "- The confidence is the network's own and was not calibrated.",
         "",

@@ -15,6 +15,10 @@ from pgpsam.errors import UserError
 from pgpsam.network.methods import METHODS, make_settings
 from pgpsam.slices import Preparation
 from pgpsam.terminal import ProgressReporter, add_common, number, print_table, run
+from pgpsam.training.augment import Augmentation
+from pgpsam.training.benchmark import AMOUNTS, collect, page, plan, plot, run_all
+from pgpsam.training.benchmark import arguments as run_arguments
+from pgpsam.training.data import read_dataset
 from pgpsam.training.finetune import TrainingSettings
 from pgpsam.training.recipes import recipe
 from pgpsam.training.run import SliceChoice, evaluate, train_on_dataset
@@ -31,11 +35,15 @@ def finetune_main(arguments: Sequence[str] | None = None) -> int:
     which.add_argument("--slices", type=Path, help="CSV with the columns case, slice")
     which.add_argument("--fraction", type=float, help="share of the annotated slices, at random")
     which.add_argument("--shots", type=int, help="number of organ-bearing slices in all, at random")
+    which.add_argument("--per-organ", type=int, help="for every organ so many slices that show it, at random")
     which.add_argument(
         "--fully-annotated", action="store_true", help="slices without labels are background, not unannotated"
     )
     parser.add_argument("--hold-out", nargs="*", metavar="CASE", help="cases to keep for scoring (none: no names)")
     parser.add_argument("--start-from", metavar="MODEL", help="a trained model with the same organs to go on from")
+    parser.add_argument(
+        "--teacher", metavar="MODEL", help="learn its confident labels of slices without annotation too"
+    )
     parser.add_argument("--iterations", type=int, help="optimiser steps (default: the recipe's)")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="a setting of the run or method")
     parser.add_argument("--name", default="", help="the model's name (default: the folder's)")
@@ -57,7 +65,7 @@ def _finetune(options: argparse.Namespace) -> None:
         settings = replace(settings, backbone=options.backbone)
     if options.iterations:
         settings = replace(settings, iterations=options.iterations)
-    choice = SliceChoice(options.slices, options.fraction, options.shots, options.fully_annotated)
+    choice = SliceChoice(options.slices, options.fraction, options.shots, options.per_organ, options.fully_annotated)
     with ProgressReporter(options.progress) as report:
         summary = train_on_dataset(
             options.data,
@@ -69,13 +77,60 @@ def _finetune(options: argparse.Namespace) -> None:
             hold_out=options.hold_out,
             device=options.device,
             resume=options.resume,
+            teacher=options.teacher or "",
             command=options.command,
             progress=lambda p: report("training", p.iteration, p.iterations, p.eta_seconds, f"loss {p.loss:.3f}"),
+            labelling=lambda case, step: report(f"labelling {case}", step.done, step.total, step.eta_seconds),
             scoring=lambda case, step: report(f"scoring {case}", step.done, step.total, step.eta_seconds),
         )
     print(f"model written to {options.out}")
     if summary:
         print_summary(summary, f"{options.out.name}: held-out cases, all slices")
+
+
+def benchmark_main(arguments: Sequence[str] | None = None) -> int:
+    """`Training/benchmark.py`."""
+    parser = argparse.ArgumentParser(
+        prog="benchmark.py", description="Train and score every method alike. What is done stays; what stopped goes on."
+    )
+    parser.add_argument("--data", type=Path, required=True, help="data set: images/ and labels/, or nnU-Net raw")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the runs' model folders")
+    parser.add_argument("--methods", nargs="+", choices=sorted(METHODS), default=["pgp", *sorted({*METHODS} - {"pgp"})])
+    parser.add_argument("--amounts", nargs="+", default=list(AMOUNTS), metavar="AMOUNT", help=", ".join(AMOUNTS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--folds", type=int, default=0, help="cross-validation of the first method at 10%% by patient")
+    parser.add_argument("--slices-seen", type=int, default=2400, help="training budget of a run (default: 2400)")
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="a setting of every run")
+    parser.add_argument("--page", type=Path, help="Markdown to write from the finished runs, with a plot beside it")
+    parser.add_argument("--list", action="store_true", help="print the commands of the runs and stop")
+    add_common(parser)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = parser.parse_args(given)
+    options.command = shlex.join(["python", "Training/benchmark.py", *given])
+    return run(_benchmark, options)
+
+
+def _benchmark(options: argparse.Namespace) -> None:
+    dataset = read_dataset(options.data)
+    rows = plan(dataset, options.methods, options.amounts, options.seeds, options.folds)
+    extra = [*(["--set", *options.set] if options.set else []), "--device", options.device]
+    extra += ["--progress", options.progress]
+    if options.list:
+        for row in rows:
+            words = run_arguments(row, dataset, options.out, options.slices_seen, extra)
+            print(shlex.join(["python", "Training/finetune.py", *words]))
+        return
+    failed = run_all(rows, dataset, options.out, options.slices_seen, extra)
+    groups = collect(rows, options.out)
+    if groups and options.page:
+        picture = options.page.with_suffix(".png")
+        text = page(groups, dataset, options.command, picture.name)
+        options.page.parent.mkdir(parents=True, exist_ok=True)
+        picture.write_bytes(plot(groups))
+        options.page.write_text(text, encoding="utf-8")
+        print(f"wrote {options.page}")
+    if failed:
+        raise UserError(f"{len(failed)} of {len(rows)} runs failed: {', '.join(failed)}", "Run this again to go on.")
 
 
 def evaluate_main(arguments: Sequence[str] | None = None) -> int:
@@ -135,7 +190,7 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def apply(settings: TrainingSettings, values: dict[str, Any]) -> TrainingSettings:
-    """Put `values` where they belong: the run's own settings, its preparation, or the method's.
+    """Put `values` where they belong: the run's own settings, its preparation, its augmentation, or the method's.
 
     Raises:
         UserError: a value of the wrong type, a preparation that is out of range, or an unknown or unusable setting of
@@ -144,13 +199,18 @@ def apply(settings: TrainingSettings, values: dict[str, Any]) -> TrainingSetting
     run_values: dict[str, Any] = {}
     preparation = settings.preparation.to_json()
     method = dict(settings.settings)
+    variations = settings.augmentation
     for name, value in values.items():
         if name in preparation:
             preparation[name] = value
+        elif variations is not None and name in Augmentation.__dataclass_fields__:
+            value = tuple(value) if isinstance(value, list) else value
+            variations = replace(variations, **{name: checked(name, value, getattr(variations, name))})
+            run_values["augmentation"] = variations
         elif name == "augmentation":
             if value is not False:
                 raise UserError("--set augmentation=false turns augmentation off; it has no other value")
-            run_values[name] = None
+            run_values[name] = variations = None
         elif name in TrainingSettings.__dataclass_fields__:
             run_values[name] = checked(
                 name, tuple(value) if isinstance(value, list) else value, getattr(settings, name)

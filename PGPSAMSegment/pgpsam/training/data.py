@@ -23,6 +23,7 @@ from pgpsam.labels import LabelSet
 from pgpsam.slices import Frame, Preparation, frame_volume, neighbours, scale_labels, scale_slices
 from pgpsam.volume import Volume, read_labels, read_labels_on, read_volume
 
+IGNORED = 255  # the class index where nobody knows: the loss does not look there
 EXTENSIONS = (".nii.gz", ".nii", ".seg.nrrd", ".nrrd", ".mha", ".mhd")
 
 
@@ -236,17 +237,26 @@ class Sample:
 
     Attributes:
         image: float16 [3, h, w], 0..1, or [1, h, w] where the three channels are the same.
-        labels: uint8 class indices [h, w].
+        labels: uint8 class indices [h, w]; `IGNORED` where the truth is not known.
+        guessed: labelled by a model, not by a person.
     """
 
     case: str
     index: int
     image: Tensor
     labels: Tensor
+    guessed: bool = False
+
+    @property
+    def filled(self) -> bool:
+        """Whether an organ is known to be in the slice."""
+        return bool(((self.labels > 0) & (self.labels != IGNORED)).any())
 
 
-def make_samples(case: LoadedCase, indices: Sequence[int], preparation: Preparation) -> list[Sample]:
-    """The annotated slices of a case, prepared."""
+def make_samples(
+    case: LoadedCase, indices: Sequence[int], preparation: Preparation, guessed: bool = False
+) -> list[Sample]:
+    """Slices of a case with their labels, prepared."""
     if not indices:
         return []
     frame: Frame = frame_volume(case.volume, preparation)
@@ -259,6 +269,6 @@ def make_samples(case: LoadedCase, indices: Sequence[int], preparation: Preparat
     row = {index: i for i, index in enumerate(needed)}
     labels = scale_labels(case.labels, frame, indices)
     return [
-        Sample(case.name, index, scaled[[row[j] for j in channels]], labels[i])
+        Sample(case.name, index, scaled[[row[j] for j in channels]], labels[i], guessed)
         for i, (index, channels) in enumerate(zip(indices, wanted, strict=True))
     ]

@@ -23,9 +23,10 @@ import torch
 from torch import Tensor
 
 import pgpsam
-from pgpsam.device import autocast, choose_device
+from pgpsam.device import autocast, choose_device, describe_device
 from pgpsam.errors import Cancelled, UserError
 from pgpsam.labels import LabelSet
+from pgpsam.memory import peak_memory_gb
 from pgpsam.models.store import SCHEMA_VERSION, ModelSpec, find_model, load_model, save_model
 from pgpsam.models.weights import base_state
 from pgpsam.network.lora import put_tensors, trained_tensors
@@ -56,7 +57,8 @@ class TrainingSettings:
             part of the run. dice_weight: (first, last) share of Dice in the loss, likewise.
         final_weight: (first, last) share of the last pass in the loss, linear over the run.
         average: decay of the exponential moving average of the weights that is saved; 0 saves the last ones.
-        empty_share: largest share of slices without organs in what is sampled.
+        empty_share: largest share of slices without organs among the annotated ones that are sampled.
+        guessed_share: largest share of slices that a model labelled, where there are any.
         replay: how often a slice that was varied and encoded is used.
         canvas: (H, W) in training. augmentation: None for none.
         preparation: how slices become inputs.
@@ -77,6 +79,7 @@ class TrainingSettings:
     final_weight: tuple[float, float] = (0.6, 0.98)
     average: float = 0.98
     empty_share: float = 0.15
+    guessed_share: float = 0.5
     replay: int = 4
     canvas: tuple[int, int] = (168, 224)
     augmentation: Augmentation | None = field(default_factory=Augmentation)
@@ -98,7 +101,8 @@ class Progress:
 
 def pixel_counts(samples: Sequence[Sample], classes: int) -> Tensor:
     """How many pixels each class has in all samples, [K]."""
-    return torch.stack([torch.bincount(s.labels.flatten().long(), minlength=classes) for s in samples]).sum(0)
+    counts = [torch.bincount(s.labels.flatten().long(), minlength=256)[:classes] for s in samples]
+    return torch.stack(counts).sum(0)
 
 
 def learning_rate(iteration: int, settings: TrainingSettings) -> float:
@@ -160,15 +164,16 @@ def take_over(network: SegmentationNetwork, settings: TrainingSettings, label_se
 
 
 def trained_cases(spec: ModelSpec) -> list[str]:
-    """Every case that a model has learned from, in this run or in those it started from."""
-    return sorted({*spec.training.get("cases", ()), *spec.training.get("started_from", {}).get("cases", ())})
+    """Every case that a model has learned from: in this run, in those it started from, or through its teacher."""
+    origins = (spec.training, spec.training.get("started_from", {}), spec.training.get("taught_by", {}))
+    return sorted({case for origin in origins for case in origin.get("cases", ())})
 
 
 @torch.no_grad()
 def start_prototypes(network: SegmentationNetwork, samples: Sequence[Sample], settings: TrainingSettings) -> None:
     """Show the network up to 32 annotated slices, so that prototypes start at the classes' own features."""
     centre = Augmenter(settings.canvas, None)
-    filled = [s for s in samples if s.labels.any()]
+    filled = [s for s in samples if s.filled and not s.guessed]
     some = [filled[i] for i in np.linspace(0, len(filled) - 1, min(32, len(filled))).astype(int)]
     necks, labels = [], []
     for sample in some:
@@ -242,7 +247,7 @@ def finetune(
         start_prototypes(network, samples, settings)
     optimizer = make_optimizer(network, settings)
     order, augmenter = (
-        Order(samples, settings.empty_share, settings.seed),
+        Order(samples, settings.empty_share, settings.seed, settings.guessed_share),
         Augmenter(settings.canvas, settings.augmentation),
     )
     frozen = not any(p.requires_grad for p in network.encoder.parameters())
@@ -302,7 +307,18 @@ def finetune(
         settings=asdict(make_settings(settings.method, settings.settings)),
         preparation=settings.preparation.to_json(),
         labels=label_set,
-        training={**describe(settings), **describe_samples(samples), **origin, **(provenance or {})},
+        training={
+            **describe(settings),
+            **describe_samples(samples),
+            **origin,
+            **(provenance or {}),
+            "cost": {
+                "minutes": round((spent + time.monotonic() - started) / 60, 2),
+                "device": describe_device(where),
+                "peak_memory_gb": round(peak_memory_gb(where), 2),
+                "trained_parameters": sum(value.numel() for value in tensors.values()),
+            },
+        },
         scores={},
     )
     save_model(out, spec, {key: value.to(torch.float16) for key, value in tensors.items()})
@@ -319,11 +335,13 @@ def describe(settings: TrainingSettings) -> dict[str, Any]:
 
 
 def describe_samples(samples: Sequence[Sample]) -> dict[str, Any]:
-    return {
+    annotated = [s for s in samples if not s.guessed]
+    counts = {
         "cases": sorted({s.case for s in samples}),
-        "slices": len(samples),
-        "slices_with_organs": sum(bool(s.labels.any()) for s in samples),
+        "slices": len(annotated),
+        "slices_with_organs": sum(s.filled for s in annotated),
     }
+    return counts | ({"guessed_slices": len(samples) - len(annotated)} if len(annotated) < len(samples) else {})
 
 
 class Curves:

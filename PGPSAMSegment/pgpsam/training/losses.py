@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pgpsam.network.base import Distillation, Output
 from pgpsam.network.prototypes import coarse_labels
+from pgpsam.training.data import IGNORED
 
 
 def class_weights(counts: Tensor, power: float) -> Tensor:
@@ -29,11 +30,12 @@ def dice_loss(logits: Tensor, labels: Tensor) -> Tensor:
     A class that no slice of the batch shows would only be told to vanish, and rare organs would.
 
     Args:
-        logits: [B, K, H, W]. labels: class indices [B, H, W].
+        logits: [B, K, H, W]. labels: class indices [B, H, W]; `IGNORED` pixels count nowhere.
     """
     classes = logits.shape[1]
-    shares = logits.softmax(1).transpose(0, 1).flatten(1)
-    truth = F.one_hot(labels, classes).movedim(-1, 0).flatten(1).to(shares.dtype)
+    known = labels != IGNORED
+    shares = (logits.softmax(1) * known[:, None]).transpose(0, 1).flatten(1)
+    truth = (F.one_hot(labels * known, classes) * known[..., None]).movedim(-1, 0).flatten(1).to(shares.dtype)
     sizes = truth.sum(1)
     present = (sizes > 0) & (torch.arange(classes, device=labels.device) > 0)
     dice = (2 * (shares * truth).sum(1) + 1) / (shares.sum(1) + sizes + 1)
@@ -46,12 +48,12 @@ def segmentation_loss(
     """(1 - w) CE + w Dice; Dice over the batch, without background.
 
     Args:
-        logits: [B, K, H, W]. labels: class indices [B, H, W].
+        logits: [B, K, H, W]. labels: class indices [B, H, W], some of them known (not `IGNORED`).
         weights: [K], of the cross-entropy's classes; None for equal ones.
         dice_weight: w; published 0.8.
     """
     logits = logits.float()
-    entropy = F.cross_entropy(logits, labels, weights)
+    entropy = F.cross_entropy(logits, labels, weights, ignore_index=IGNORED)
     return (1 - dice_weight) * entropy + dice_weight * dice_loss(logits, labels)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,31 +31,35 @@ from pgpsam.training.data import (
 )
 from pgpsam.training.finetune import Progress, TrainingSettings, finetune, trained_cases
 from pgpsam.training.metrics import OrganScore, organ_scores, write_scores
+from pgpsam.training.selftraining import guessed_samples, load_teacher
 
 
 @dataclass(frozen=True)
 class SliceChoice:
-    """Which annotated slices to train on; at most one of the three.
+    """Which annotated slices to train on; at most one of the first four.
 
     Attributes:
         listed: a CSV with the columns case, slice.
         fraction: of all annotated slices, at random.
         shots: a number of organ-bearing slices in all, at random.
+        per_organ: for every organ so many slices that show it, at random.
         fully_annotated: slices without organs are background, not unannotated.
     """
 
     listed: Path | None = None
     fraction: float | None = None
     shots: int | None = None
+    per_organ: int | None = None
     fully_annotated: bool = False
 
     def __post_init__(self) -> None:
-        if sum(v is not None for v in (self.listed, self.fraction, self.shots)) > 1:
+        if sum(v is not None for v in (self.listed, self.fraction, self.shots, self.per_organ)) > 1:
             raise UserError("choose slices by a list, a fraction or a number, not by several of them")
         if self.fraction is not None and not 0 < self.fraction <= 1:
             raise UserError(f"--fraction {self.fraction} is not between 0 and 1")
-        if self.shots is not None and self.shots < 1:
-            raise UserError(f"--shots {self.shots} is not a positive number")
+        for option, count in (("--shots", self.shots), ("--per-organ", self.per_organ)):
+            if count is not None and count < 1:
+                raise UserError(f"{option} {count} is not a positive number")
 
     @property
     def text(self) -> str:
@@ -62,6 +67,8 @@ class SliceChoice:
             return f"slices of {self.listed.name}"
         if self.shots:
             return f"{self.shots} slices"
+        if self.per_organ:
+            return f"{self.per_organ} slices an organ"
         return f"{self.fraction:.0%} of the slices" if self.fraction else "all annotated slices"
 
 
@@ -79,9 +86,17 @@ def split_cases(dataset: Dataset, hold_out: Sequence[str] | None) -> tuple[tuple
 
 
 def choose_samples(
-    dataset: Dataset, cases: Sequence[Case], choice: SliceChoice, settings: TrainingSettings
+    dataset: Dataset,
+    cases: Sequence[Case],
+    choice: SliceChoice,
+    settings: TrainingSettings,
+    teacher: Segmenter | None = None,
+    progress: Callable[[str, Step], None] | None = None,
 ) -> list[Sample]:
     """Read the training cases and prepare the chosen slices.
+
+    Args:
+        teacher: labels slices that are not chosen; progress is called while it does, with the case's name.
 
     Raises:
         UserError: unreadable cases, or a list that names no slice of them.
@@ -97,16 +112,26 @@ def choose_samples(
         own = listed[case.name] if listed is not None else None
         loaded.append((one, annotated_slices(one, own, choice.fully_annotated)))
     chosen = thin_out([(one, z) for one, slices in loaded for z in slices], choice, settings.seed)
-    return [
-        sample
-        for one, _ in loaded
-        for sample in make_samples(one, [z for name, z in chosen if name == one.name], settings.preparation)
-    ]
+    samples: list[Sample] = []
+    for one, _ in loaded:
+        own = sorted(z for name, z in chosen if name == one.name)
+        samples += make_samples(one, own, settings.preparation)
+        if teacher:
+            report = partial(progress, one.name) if progress else None
+            samples += guessed_samples(teacher, one, own, settings.preparation, report)
+    return samples
 
 
 def thin_out(slices: list[tuple[LoadedCase, int]], choice: SliceChoice, seed: int) -> set[tuple[str, int]]:
     """A random part of the annotated slices, as the choice says, as (case, z)."""
     random = np.random.default_rng(seed)
+    if choice.per_organ:
+        chosen: set[tuple[str, int]] = set()
+        for organ in sorted({int(i) for case, z in slices for i in np.unique(case.labels[z]) if i}):
+            showing = [(case.name, z) for case, z in slices if (case.labels[z] == organ).any()]
+            count = min(choice.per_organ, len(showing))
+            chosen |= {showing[i] for i in random.choice(len(showing), count, replace=False).tolist()}
+        return chosen
     if choice.shots:
         slices = [(case, z) for case, z in slices if case.labels[z].any()]
         if len(slices) < choice.shots:
@@ -198,19 +223,32 @@ def train_on_dataset(
     hold_out: Sequence[str] | None = None,
     device: str = "auto",
     resume: bool = False,
+    teacher: str = "",
     command: str = "",
     progress: Callable[[Progress], None] | None = None,
+    labelling: Callable[[str, Step], None] | None = None,
     scoring: Callable[[str, Step], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
 ) -> dict[str, Any] | None:
     """Train on a data set, score the held-out cases, and write both into the model folder.
+
+    Args:
+        teacher: a trained model whose confident labels on slices without annotation are learned too.
+        progress, labelling, scoring: called while training, and with a case's name while it is segmented.
 
     Returns:
         The scores' summary; None where no case was held out.
     """
     dataset, out = read_dataset(data), Path(out)
     training, held = split_cases(dataset, hold_out)
-    samples = choose_samples(dataset, training, choice, settings)
+    taught: dict[str, Any] = {}
+    master: Segmenter | None = None
+    if teacher:
+        master = load_teacher(teacher, dataset.labels, device)
+        taught = {"taught_by": {"name": master.name, "cases": trained_cases(load_spec(find_model(teacher)))}}
+        if seen := {case.name for case in held} & set(taught["taught_by"]["cases"]):
+            raise UserError(f"{teacher} was trained on {', '.join(sorted(seen))}, which are to be held out")
+    samples = choose_samples(dataset, training, choice, settings, master, labelling)
     finetune(
         samples,
         dataset.labels,
@@ -223,6 +261,7 @@ def train_on_dataset(
             "choice": choice.text,
             "held_out": [case.name for case in held],
             "command": command,
+            **taught,
         },
         device=device,
         resume=resume,

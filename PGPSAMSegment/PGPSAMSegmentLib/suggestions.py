@@ -1,0 +1,54 @@
+"""Which slices of a volume to annotate, as the engine has suggested: kept by the volume, saved with the scene."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import slicer
+
+from .grid import ijk_to_ras, shape_of, to_world
+from .nodes import PREFIX
+
+SUGGESTED = PREFIX + "suggested"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A slice to annotate.
+
+    Attributes:
+        axis: which axis of [k, j, i] the slice is counted along.
+        slice: its index there.
+    """
+
+    axis: int
+    slice: int
+
+
+def keep(volumeNode: Any, event: Mapping[str, Any]) -> list[Place]:
+    """Stores what the engine's "done" event suggests, the most useful first, in place of what was there."""
+    places = {"axis": int(event["slices_axis"]), "slices": [int(index) for index in event["slices"]]}
+    volumeNode.SetAttribute(SUGGESTED, json.dumps(places))
+    return of(volumeNode)
+
+
+def of(volumeNode: Any) -> list[Place]:
+    """The suggestions for a volume, as far as it still has these slices; none for None."""
+    stored = volumeNode.GetAttribute(SUGGESTED) if volumeNode is not None else None
+    if not stored or volumeNode.GetImageData() is None:
+        return []
+    places = json.loads(stored)
+    depth = shape_of(volumeNode)[places["axis"]]
+    return [Place(places["axis"], index) for index in places["slices"] if index < depth]
+
+
+def jump(volumeNode: Any, place: Place) -> None:
+    """Centres all slice views on the middle of the slice."""
+    index = [(length - 1) / 2 for length in shape_of(volumeNode)]
+    index[place.axis] = place.slice
+    world = to_world(volumeNode) @ ijk_to_ras(volumeNode) @ [*index[::-1], 1.0]
+    for view in slicer.util.getNodesByClass("vtkMRMLSliceNode", volumeNode.GetScene()):
+        view.JumpSliceByCentering(*world[:3])

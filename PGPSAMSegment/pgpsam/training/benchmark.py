@@ -1,0 +1,283 @@
+"""Every method on the same slices, with the same budget, scored the same way: a grid of runs and what came of it.
+
+A run is a call of `Training/finetune.py` in a process of its own, so that its command line reproduces it and its
+memory is its own. Runs that are finished are kept, stopped ones go on; the page is written from the model folders.
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from pgpsam.errors import UserError
+from pgpsam.models.store import ModelSpec, load_spec
+from pgpsam.pages import png
+from pgpsam.training.data import Dataset
+from pgpsam.training.finetune import CHECKPOINT
+from pgpsam.training.recipes import recipe
+
+AMOUNTS = ("one", "16", "10%", "all")  # a slice an organ, 16 slices, a tenth of them, all
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run.
+
+    Attributes:
+        method: its name. amount: one of `AMOUNTS`. seed: of the choice of slices and of the training.
+        fold: (number from 1, of how many); None for the data set's own held-out cases.
+        hold_out: case names; empty for the data set's own.
+    """
+
+    method: str
+    amount: str
+    seed: int
+    fold: tuple[int, int] | None = None
+    hold_out: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        split = f"-fold{self.fold[0]}of{self.fold[1]}" if self.fold else ""
+        return f"{self.method}-{self.amount.replace('%', 'pct')}-seed{self.seed}{split}"
+
+
+def plan(
+    dataset: Dataset, methods: Sequence[str], amounts: Sequence[str], seeds: Sequence[int], folds: int = 0
+) -> list[Row]:
+    """The grid of runs, and for the first method at a tenth of the slices a cross-validation by patient.
+
+    Args:
+        folds: of the cross-validation; 0 leaves it out. Fold k holds out every `folds`-th case from the k-th on.
+
+    Raises:
+        UserError: an unknown amount, or more folds than cases.
+    """
+    if unknown := set(amounts) - set(AMOUNTS):
+        raise UserError(f"no amount of slices named {', '.join(sorted(unknown))}: there are {', '.join(AMOUNTS)}")
+    if folds == 1 or folds > len(dataset.cases):
+        raise UserError(f"--folds {folds} of {len(dataset.cases)} cases")
+    rows = [Row(method, amount, seed) for amount in amounts for seed in seeds for method in methods]
+    names = [case.name for case in dataset.cases]
+    rows += [Row(methods[0], "10%", seeds[0], (k + 1, folds), tuple(names[k::folds])) for k in range(folds)]
+    return rows
+
+
+def arguments(row: Row, dataset: Dataset, out: Path, slices_seen: int, extra: Sequence[str] = ()) -> list[str]:
+    """What `Training/finetune.py` is called with.
+
+    Args:
+        out: the benchmark's folder; the row's model folder lies in it.
+        slices_seen: the budget, in slices that a run's steps take together.
+        extra: more arguments for every run.
+    """
+    words = ["--data", str(dataset.folder), "--out", str(out / row.name), "--method", row.method]
+    words += [*chosen_slices(row, dataset.folder), "--seed", str(row.seed)]
+    words += ["--iterations", str(max(1, slices_seen // recipe(row.method).batch))]
+    if row.hold_out:
+        words += ["--hold-out", *row.hold_out]
+    return [*words, *extra]
+
+
+def chosen_slices(row: Row, folder: Path) -> list[str]:
+    """The data set's own lists where it has them (fewshot_16_seedN.csv, fewshot_10pct_seedN.csv), else at random."""
+    listed = {"16": folder / f"fewshot_16_seed{row.seed}.csv", "10%": folder / f"fewshot_10pct_seed{row.seed}.csv"}
+    if row.amount in listed and listed[row.amount].is_file():
+        return ["--slices", str(listed[row.amount])]
+    return {
+        "one": ["--per-organ", "1"],
+        "16": ["--shots", "16"],
+        "10%": ["--fraction", "0.1"],
+        "all": ["--fully-annotated"],
+    }[row.amount]
+
+
+def is_done(folder: Path) -> bool:
+    """Whether a run was trained and scored."""
+    return (folder / "model.json").is_file() and bool(load_spec(folder).scores)
+
+
+def run_row(words: Sequence[str], folder: Path) -> int:
+    """Train and score in a process of its own, which writes its progress to ours; its exit code."""
+    command = [
+        sys.executable,
+        "-c",
+        "from pgpsam.training.commands import finetune_main; exit(finetune_main())",
+        *words,
+    ]
+    if (folder / CHECKPOINT).is_file():
+        command.append("--resume")
+    return subprocess.run(command, check=False).returncode
+
+
+def run_all(
+    rows: Iterable[Row],
+    dataset: Dataset,
+    out: Path,
+    slices_seen: int,
+    extra: Sequence[str] = (),
+    say: Callable[[str], None] = print,
+) -> list[str]:
+    """Run what is not done yet; the names of the runs that failed, after which the others went on."""
+    failed = []
+    for row in rows:
+        folder = out / row.name
+        if is_done(folder):
+            say(f"{row.name}: done before")
+            continue
+        say(f"{row.name} ...")
+        if code := run_row(arguments(row, dataset, out, slices_seen, extra), folder):
+            say(f"{row.name}: failed with exit code {code}")
+            failed.append(row.name)
+    return failed
+
+
+# --------------------------------------------------------------------------------------------------- what came of it
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in their seed or fold only."""
+
+    method: str
+    amount: str
+    folds: int
+    specs: tuple[ModelSpec, ...]
+
+    def values(self, *path: str) -> list[float]:
+        """A figure of every run's scores, e.g. ("reported", "dice")."""
+        found: list[float] = []
+        for spec in self.specs:
+            value: Any = spec.scores["summary"]
+            for key in path:
+                value = value[key]
+            if value is not None:
+                found.append(value)
+        return found
+
+    def cost(self, key: str) -> float:
+        return statistics.mean(spec.training["cost"][key] for spec in self.specs)
+
+    @property
+    def slices(self) -> float:
+        """Annotated slices with organs that a run had, on average."""
+        return statistics.mean(spec.training["slices_with_organs"] for spec in self.specs)
+
+
+def collect(rows: Iterable[Row], out: Path) -> list[Group]:
+    """The finished runs, grouped; fewest slices first, then the best Dice first."""
+    found: dict[tuple[str, str, int], list[ModelSpec]] = {}
+    for row in rows:
+        if is_done(out / row.name):
+            key = (row.method, row.amount, row.fold[1] if row.fold else 0)
+            found.setdefault(key, []).append(load_spec(out / row.name))
+    groups = [Group(*key, tuple(specs)) for key, specs in found.items()]
+    return sorted(
+        groups, key=lambda g: (g.folds, AMOUNTS.index(g.amount), -statistics.mean(g.values("reported", "dice")))
+    )
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    """Mean ± standard deviation; the mean alone of a single value."""
+    if not values:
+        return "-"
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+
+
+def page(groups: Sequence[Group], dataset: Dataset, command: str, picture: str) -> str:
+    """The benchmark as Markdown.
+
+    Args:
+        command: that writes it again. picture: the plot's file name, beside the page.
+    """
+    reported = len(dataset.reported) or len(dataset.labels)
+    split = ", ".join(dataset.validation) or "see the commands"
+    lines = [
+        "# Benchmark",
+        "",
+        f"Written by `{command}`.",
+        "",
+        f"Data: {dataset.name}, {len(dataset.cases)} patients. Held out: {split} (folds: every patient once).",
+        "Every method: the same base weights, the same slices, the same number of slices seen in training; whole",
+        "volumes, every slice, the largest component of one-piece organs. Dice, HD95 and NSD at 2 mm are means over",
+        f"{reported} organs, ± the standard deviation over runs. Slices: annotated ones with organs.",
+        "",
+        f"![Dice over annotated slices]({picture})",
+        "",
+        "| slices | method | runs | Dice | all organs | HD95 mm | NSD | trained parameters | minutes | memory GB |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for group in groups:
+        runs = f"{len(group.specs)} of {group.folds} folds" if group.folds else str(len(group.specs))
+        cells = [
+            f"{group.amount} ({group.slices:.0f})",
+            f"`{group.method}`",
+            runs,
+            spread(group.values("reported", "dice"), 3),
+            spread(group.values("all", "dice"), 3),
+            spread(group.values("reported", "hd95_mm"), 1),
+            spread(group.values("reported", "nsd"), 3),
+            f"{group.cost('trained_parameters'):,.0f}",
+            f"{group.cost('minutes'):.1f}",
+            f"{group.cost('peak_memory_gb'):.1f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "## Dice by organ", "", *organ_table(groups), "", "## Each run", "", *run_table(groups), ""]
+    return "\n".join(lines)
+
+
+def organ_table(groups: Sequence[Group]) -> list[str]:
+    """A column an organ, a line a group."""
+    organs = [organ["organ"] for organ in groups[0].specs[0].scores["summary"]["organs"]]
+    lines = [f"| slices | method | {' | '.join(organs)} |", "|---" * (len(organs) + 2) + "|"]
+    for group in groups:
+        dice: dict[str, list[float]] = {name: [] for name in organs}
+        for organ in (o for spec in group.specs for o in spec.scores["summary"]["organs"]):
+            if organ["dice"] is not None:
+                dice[organ["organ"]].append(organ["dice"])
+        folds = f", {group.folds} folds" if group.folds else ""
+        cells = [f"{statistics.mean(values):.3f}" if values else "-" for values in dice.values()]
+        lines.append(f"| {group.amount}{folds} | `{group.method}` | {' | '.join(cells)} |")
+    return lines
+
+
+def run_table(groups: Sequence[Group]) -> list[str]:
+    """What reproduces each run, where it ran, and how long it took."""
+    lines = ["| Dice | HD95 mm | minutes | device | command |", "|---|---|---|---|---|"]
+    for spec in (spec for group in groups for spec in group.specs):
+        means, cost = spec.scores["summary"]["reported"], spec.training["cost"]
+        hd95 = "-" if means["hd95_mm"] is None else f"{means['hd95_mm']:.1f}"
+        cells = (
+            f"{means['dice']:.3f}",
+            hd95,
+            f"{cost['minutes']:.1f}",
+            cost["device"],
+            f"`{spec.training['command']}`",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def plot(groups: Sequence[Group]) -> bytes:
+    """Dice over annotated slices, a line a method, its spread over seeds as bars; PNG."""
+    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    for method in dict.fromkeys(group.method for group in groups):
+        own = [g for g in groups if g.method == method and not g.folds]
+        dice = [g.values("reported", "dice") for g in own]
+        means = [statistics.mean(values) for values in dice]
+        bars = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in dice]
+        axes.errorbar([g.slices for g in own], means, bars, marker="o", capsize=3, label=method)
+    axes.set_xscale("log")
+    axes.set_xlabel("annotated slices with organs")
+    axes.set_ylabel("mean Dice")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    return png(figure, dpi=110)

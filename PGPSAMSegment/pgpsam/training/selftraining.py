@@ -1,0 +1,80 @@
+"""Slices that nobody annotated: what a trained model answers there with confidence is learned too.
+
+Self-training as in pseudo-labelling: a teacher segments the training volumes, its unsure voxels are marked `IGNORED`,
+and the loss does not look at them. Only training cases are ever segmented.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pgpsam.errors import UserError
+from pgpsam.labels import LabelSet
+from pgpsam.segmenter import Segmenter, Step
+from pgpsam.slices import Preparation
+from pgpsam.training.data import IGNORED, LoadedCase, Sample, make_samples
+from pgpsam.volume import Volume
+
+EVERY_MM = 10.0  # neighbouring slices show much the same
+CONFIDENT = 0.7  # the share of the winning class from which an answer is believed
+
+
+def load_teacher(model: str, label_set: LabelSet, device: str = "auto") -> Segmenter:
+    """The model that labels slices.
+
+    Raises:
+        UserError: no such model, or one of other organs.
+    """
+    teacher = Segmenter.load(model, device)
+    if teacher.label_set.names != label_set.names:
+        raise UserError(f"{model} cannot label slices: its organs are {', '.join(teacher.label_set.names)}")
+    return teacher
+
+
+def guessed_samples(
+    teacher: Segmenter,
+    case: LoadedCase,
+    annotated: Collection[int],
+    preparation: Preparation,
+    progress: Callable[[Step], None] | None = None,
+) -> list[Sample]:
+    """Slices of a case with the teacher's labels.
+
+    Args:
+        teacher: with the organs of the case's labels, in the same order.
+        annotated: canonical z of the slices that are known; they are left out.
+        preparation: of the samples; the teacher's may be another.
+
+    Returns:
+        A sample about every `EVERY_MM`, marked as guessed.
+    """
+    indices = [z for z in spread(case.volume) if z not in annotated]
+    if not indices:
+        return []
+    labels = np.full(case.labels.shape, IGNORED, np.uint8)
+    labels[spread(case.volume)] = confident_labels(teacher, thinned(case.volume), progress)
+    return make_samples(LoadedCase(case.name, case.volume, labels), indices, preparation, guessed=True)
+
+
+def spread(volume: Volume) -> range:
+    """Canonical z of slices about `EVERY_MM` apart."""
+    return range(0, volume.shape[0], max(1, round(EVERY_MM / volume.spacing[2])))
+
+
+def thinned(volume: Volume) -> Volume:
+    """Only those slices, as a volume of thicker ones."""
+    chosen = spread(volume)
+    return Volume.from_kji(volume.array[chosen], volume.affine @ np.diag([1.0, 1.0, chosen.step, 1.0]), volume.name)
+
+
+def confident_labels(
+    teacher: Segmenter, volume: Volume, progress: Callable[[Step], None] | None = None
+) -> NDArray[np.uint8]:
+    """The teacher's class indices, uint8 [z, y, x], `IGNORED` where it is unsure."""
+    result = teacher.segment(volume, progress=progress)
+    index = np.zeros(256, np.uint8)
+    index[list(teacher.label_set.ids)] = range(1, len(teacher.label_set) + 1)
+    return np.where(result.confidence >= CONFIDENT, index[result.labels], IGNORED).astype(np.uint8)

@@ -1,0 +1,91 @@
+"""The grid of runs: what is run, that it goes on where it stopped, and the page that is written from it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from pgpsam.errors import UserError
+from pgpsam.training.benchmark import Row, arguments, collect, page, plan, plot, run_all, spread
+from pgpsam.training.commands import benchmark_main
+from pgpsam.training.data import read_dataset
+from pgpsam.training.run import SliceChoice, choose_samples
+
+QUICK = ["--set", "batch=2", "warmup=1", "canvas=[56,112]", "replay=1", "--device", "cpu", "--progress", "none"]
+
+
+@pytest.fixture
+def dataset(phantoms):
+    return read_dataset(phantoms)
+
+
+def test_the_grid_and_its_cross_validation_by_patient(dataset):
+    rows = plan(dataset, ["pgp", "probe"], ["16", "10%"], [0, 1], folds=3)
+    assert len({row.name for row in rows}) == len(rows) == 2 * 2 * 2 + 3
+    folds = [row for row in rows if row.fold]
+    assert {row.method for row in folds} == {"pgp"}
+    assert sorted(name for row in folds for name in row.hold_out) == ["case_0", "case_1", "case_2"]
+    with pytest.raises(UserError, match="no amount of slices named most"):
+        plan(dataset, ["pgp"], ["most"], [0])
+    with pytest.raises(UserError, match="--folds 9 of 3 cases"):
+        plan(dataset, ["pgp"], ["16"], [0], folds=9)
+
+
+def test_every_run_has_the_same_budget_and_the_data_sets_own_lists(dataset, tmp_path):
+    listed = dataset.folder / "fewshot_16_seed1.csv"
+    listed.write_text("case,slice\ncase_0,2\n")
+    try:
+        words = {m: arguments(Row(m, "16", 1), dataset, tmp_path, 2400) for m in ("pgp", "probe")}
+    finally:
+        listed.unlink()
+    assert words["pgp"][words["pgp"].index("--slices") + 1] == str(listed)
+    steps = {m: int(w[w.index("--iterations") + 1]) for m, w in words.items()}
+    assert steps == {"pgp": 600, "probe": 300}  # batches of 4 and of 8
+    assert "--shots" in arguments(Row("pgp", "16", 1), dataset, tmp_path, 2400)
+    assert "--fully-annotated" in arguments(Row("pgp", "all", 1), dataset, tmp_path, 2400)
+
+
+def test_a_slice_for_every_organ(dataset, quick_settings):
+    samples = choose_samples(dataset, dataset.cases, SliceChoice(per_organ=1), quick_settings)
+    shown = [set(s.labels.unique().tolist()) - {0} for s in samples]
+    assert 1 <= len(samples) <= 2
+    assert set.union(*shown) == {1, 2}
+    with pytest.raises(UserError, match="--per-organ 0"):
+        SliceChoice(per_organ=0)
+
+
+def test_runs_are_kept_failures_are_told_and_the_page_holds_the_scores(dataset, tmp_path, capsys):
+    out = tmp_path / "runs"
+    rows = plan(dataset, ["probe"], ["16"], [0, 1])
+    rows = [replace(row, amount="10%") for row in rows]  # 16 slices of two cases are not there
+    quick = [*QUICK, "--iterations", "2"]
+    assert run_all(rows[:1], dataset, out, 8, quick) == []
+    before = (out / rows[0].name / "model.json").read_text()
+    assert run_all([*rows, Row("probe", "16", 5)], dataset, out, 8, quick) == ["probe-16-seed5"]
+    assert f"{rows[0].name}: done before" in capsys.readouterr().out
+    assert (out / rows[0].name / "model.json").read_text() == before
+
+    (group,) = groups = collect(rows, out)
+    assert (group.method, group.amount, len(group.specs)) == ("probe", "10%", 2)
+    scores = [json.loads((out / row.name / "model.json").read_text())["scores"]["summary"] for row in rows]
+    text = page(groups, dataset, "python Training/benchmark.py", "benchmark.png")
+    assert f"| {spread([s['reported']['dice'] for s in scores], 3)} |" in text
+    assert "CPU threads" in text
+    assert text.count("`python Training/finetune.py --data") == 2
+    assert plot(groups).startswith(b"\x89PNG")
+
+
+def test_the_commands_can_be_listed_without_running_them(phantoms, tmp_path, capsys):
+    words = ["--data", str(phantoms), "--out", str(tmp_path / "runs"), "--methods", "pgp", "--amounts", "10%", "--list"]
+    assert benchmark_main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines] == [["python", "Training/finetune.py"]] * 3
+    assert not (tmp_path / "runs").exists()
+
+
+def test_mean_and_spread():
+    assert spread([0.8, 0.9], 3) == "0.850 ± 0.071"
+    assert spread([0.8], 2) == "0.80"
+    assert spread([], 2) == "-"
