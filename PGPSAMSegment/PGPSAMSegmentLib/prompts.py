@@ -49,6 +49,7 @@ def _put_points(segmentationNode: Any, volumeNode: Any, points: Sequence[dict[st
     if node.GetDisplayNode() is None:
         node.CreateDefaultDisplayNodes()
         node.SetDisplayVisibility(False)
+        node.GetDisplayNode().SetVisibility3D(False)  # there the names of all slices' points are one unreadable heap
     affine = ijk_to_ras(volumeNode)
     with slicer.util.NodeModify(node):
         for n in reversed(range(node.GetNumberOfControlPoints())):

@@ -232,6 +232,8 @@ def test_layers_are_shown_on_request(host, tmp_path: Path) -> None:
     for what, expected in {"prompts": [0, 1, 1], "both": [1, 1, 1], "masks": [1, 0, 0]}.items():
         scene.show(node, what)
         assert [layer.GetDisplayVisibility() for layer in layers] == expected
+        points = layers[2].GetDisplayNode()
+        assert (points.GetVisibility2D(), points.GetVisibility3D()) == (1, 0)
     with pytest.raises(scene.SceneError, match="cannot show 'all'"):
         scene.show(node, "all")
 
