@@ -13,7 +13,7 @@ from pgpsam.training.commands import benchmark_main
 from pgpsam.training.data import read_dataset
 from pgpsam.training.run import SliceChoice, choose_samples
 
-QUICK = ["--set", "batch=2", "warmup=1", "canvas=[56,112]", "replay=1", "--device", "cpu", "--progress", "none"]
+QUICK = ["--set", "batch=2", "warmup=1", "canvas=[56,112]", "replay=1", "--device", "cpu"]
 
 
 @pytest.fixture
@@ -29,6 +29,8 @@ def test_the_grid_and_its_cross_validation_by_patient(dataset):
     assert sorted(name for row in folds for name in row.hold_out) == ["case_0", "case_1", "case_2"]
     with pytest.raises(UserError, match="no amount of slices named most"):
         plan(dataset, ["pgp"], ["most"], [0])
+    with pytest.raises(UserError, match="does not say which cases to score"):
+        plan(replace(dataset, validation=()), ["pgp"], ["16"], [0])
     with pytest.raises(UserError, match="--folds 9 of 3 cases"):
         plan(dataset, ["pgp"], ["16"], [0], folds=9)
 
@@ -66,6 +68,8 @@ def test_runs_are_kept_failures_are_told_and_the_page_holds_the_scores(dataset, 
     assert run_all([*rows, Row("probe", "16", 5)], dataset, out, 8, quick) == ["probe-16-seed5"]
     assert f"{rows[0].name}: done before" in capsys.readouterr().out
     assert (out / rows[0].name / "model.json").read_text() == before
+    with pytest.raises(UserError, match="was run with other settings than now"):
+        run_all(rows[:1], dataset, out, 8, [*QUICK, "--iterations", "3"])
 
     (group,) = groups = collect(rows, out)
     assert (group.method, group.amount, len(group.specs)) == ("probe", "10%", 2)

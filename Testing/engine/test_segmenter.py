@@ -124,8 +124,9 @@ def test_out_of_memory_halves_the_batch_and_goes_on(quick_model):
 
 def test_merged_lora_says_what_the_trained_network_said(quick_model):
     """The network of training, with peft's branches, and the one that segments, without them."""
+    torch.manual_seed(0)
     spec, tensors = load_model(quick_model)
-    tensors = {name: torch.randn_like(t) * 0.1 if "lora_B" in name else t for name, t in tensors.items()}
+    tensors = {name: torch.randn_like(t) * 0.5 if "lora_B" in name else t for name, t in tensors.items()}
     trained = build_network(spec.method, spec.backbone, 3, spec.settings, base_state(spec.backbone)[0])
     put_tensors(trained, tensors, "quick")
     merged = restore_network(spec, tensors)
@@ -135,7 +136,7 @@ def test_merged_lora_says_what_the_trained_network_said(quick_model):
         expected, got, without = (network.eval()(image).logits for network in (trained, merged, untrained))
     assert not any("lora" in name for name, _ in merged.named_modules())
     assert (got - expected).abs().max() < 1e-3 * expected.abs().max()
-    assert (without - expected).abs().max() > 1e-2 * expected.abs().max()
+    assert (got - expected).abs().max() < 1e-2 * (without - expected).abs().max()
     missing = next(name for name in tensors if "lora_A" in name)
     with pytest.raises(UserError, match="does not fit its method"):
         restore_network(spec, {name: t for name, t in tensors.items() if name != missing})

@@ -345,8 +345,14 @@ def test_a_model_teaches_slices_that_nobody_annotated(phantoms, quick_model, qui
     assert spec["training"]["taught_by"] == {"name": "quick", "cases": ["case_0", "case_1"]}
     assert (spec["training"]["slices"], spec["training"]["guessed_slices"]) == (2, 4)
     assert "Taught by `quick` on 4 slices" in (tmp_path / "m" / "CARD.md").read_text()
-    with pytest.raises(UserError, match="case_0, which are to be held out"):
-        train_on_dataset(phantoms, tmp_path / "n", settings, choice, **arguments | {"hold_out": ["case_0"]})
+    with pytest.raises(UserError, match="no slice is left for"):
+        train_on_dataset(phantoms, tmp_path / "n", settings, SliceChoice(fully_annotated=True), **arguments)
+    # A case that the new model would be scored on may not reach it through its teacher nor through its start.
+    for start, teacher in (("", str(quick_model)), (str(quick_model), "")):
+        seen = {"hold_out": ["case_0"], "teacher": teacher, "device": "cpu"}
+        with pytest.raises(UserError, match="was trained on case_0: a score there would say nothing"):
+            train_on_dataset(phantoms, tmp_path / "n", replace(settings, start_from=start), choice, **seen)
+    assert not (tmp_path / "n").exists()
 
 
 def test_a_teacher_of_other_organs_is_refused(phantoms, quick_model):

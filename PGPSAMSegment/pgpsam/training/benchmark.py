@@ -6,6 +6,7 @@ memory is its own. Runs that are finished are kept, stopped ones go on; the page
 
 from __future__ import annotations
 
+import shlex
 import statistics
 import subprocess
 import sys
@@ -57,8 +58,11 @@ def plan(
         folds: of the cross-validation; 0 leaves it out. Fold k holds out every `folds`-th case from the k-th on.
 
     Raises:
-        UserError: an unknown amount, or more folds than cases.
+        UserError: an unknown amount, more folds than cases, or a data set that names no cases to hold out.
     """
+    if not dataset.validation:
+        hint = 'Name them in dataset.json: "validation": ["case_07"].'
+        raise UserError(f"{dataset.folder} does not say which cases to score", hint)
     if unknown := set(amounts) - set(AMOUNTS):
         raise UserError(f"no amount of slices named {', '.join(sorted(unknown))}: there are {', '.join(AMOUNTS)}")
     if folds == 1 or folds > len(dataset.cases):
@@ -103,14 +107,21 @@ def is_done(folder: Path) -> bool:
     return (folder / "model.json").is_file() and bool(load_spec(folder).scores)
 
 
-def run_row(words: Sequence[str], folder: Path) -> int:
+def check_same(words: Sequence[str], folder: Path) -> None:
+    """Refuse a finished run that had another budget or other settings: it would stand in one table with the others.
+
+    Raises:
+        UserError: it had.
+    """
+    command = shlex.join(["python", "Training/finetune.py", *words])
+    if not str(load_spec(folder).training["command"]).startswith(command):
+        raise UserError(f"{folder} was run with other settings than now", "Give the same ones, or another --out.")
+
+
+def run_row(words: Sequence[str], folder: Path, progress: str) -> int:
     """Train and score in a process of its own, which writes its progress to ours; its exit code."""
-    command = [
-        sys.executable,
-        "-c",
-        "from pgpsam.training.commands import finetune_main; exit(finetune_main())",
-        *words,
-    ]
+    main = "from pgpsam.training.commands import finetune_main; exit(finetune_main())"
+    command = [sys.executable, "-c", main, *words, "--progress", progress]
     if (folder / CHECKPOINT).is_file():
         command.append("--resume")
     return subprocess.run(command, check=False).returncode
@@ -122,17 +133,31 @@ def run_all(
     out: Path,
     slices_seen: int,
     extra: Sequence[str] = (),
+    progress: str = "none",
     say: Callable[[str], None] = print,
 ) -> list[str]:
-    """Run what is not done yet; the names of the runs that failed, after which the others went on."""
+    """Run what is not done yet.
+
+    Args:
+        out, slices_seen, extra: as for `arguments`.
+        progress: how the runs show theirs: bar, json or none.
+        say: gets a line for each run.
+
+    Returns:
+        The names of the runs that failed, after which the others went on.
+
+    Raises:
+        UserError: a run that is done had another budget or other settings.
+    """
     failed = []
     for row in rows:
-        folder = out / row.name
+        folder, words = out / row.name, arguments(row, dataset, out, slices_seen, extra)
         if is_done(folder):
+            check_same(words, folder)
             say(f"{row.name}: done before")
             continue
         say(f"{row.name} ...")
-        if code := run_row(arguments(row, dataset, out, slices_seen, extra), folder):
+        if code := run_row(words, folder, progress):
             say(f"{row.name}: failed with exit code {code}")
             failed.append(row.name)
     return failed

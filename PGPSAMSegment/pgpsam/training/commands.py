@@ -114,13 +114,12 @@ def _benchmark(options: argparse.Namespace) -> None:
     dataset = read_dataset(options.data)
     rows = plan(dataset, options.methods, options.amounts, options.seeds, options.folds)
     extra = [*(["--set", *options.set] if options.set else []), "--device", options.device]
-    extra += ["--progress", options.progress]
     if options.list:
         for row in rows:
             words = run_arguments(row, dataset, options.out, options.slices_seen, extra)
             print(shlex.join(["python", "Training/finetune.py", *words]))
         return
-    failed = run_all(rows, dataset, options.out, options.slices_seen, extra)
+    failed = run_all(rows, dataset, options.out, options.slices_seen, extra, options.progress)
     groups = collect(rows, options.out)
     if groups and options.page:
         picture = options.page.with_suffix(".png")

@@ -196,11 +196,7 @@ def evaluate(
     dataset = read_dataset(data)
     names = cases if cases is not None else (dataset.validation or [c.name for c in dataset.cases])
     chosen = dataset.select(names)
-    if seen := {case.name for case in chosen} & set(trained_cases(load_spec(find_model(str(model))))):
-        raise UserError(
-            f"model {model} was trained on {', '.join(sorted(seen))}: a score there would say nothing",
-            "Name other cases with --cases.",
-        )
+    check_unseen(str(model), chosen, "Name other cases with --cases.")
     segmenter = Segmenter.load(model, device)
     rows = score_cases(segmenter, dataset, chosen, progress, clean)
     about = {
@@ -210,6 +206,18 @@ def evaluate(
         "clean up": "largest component of one-piece organs" if clean else "none",
     }
     return write_scores(rows, out, f"{segmenter.name} on {dataset.name}", dataset.reported or None, about)
+
+
+def check_unseen(model: str, cases: Sequence[Case], hint: str) -> None:
+    """Refuse to score a model, or one that learns from it, on cases that it has learned from.
+
+    Raises:
+        UserError: no such model, or it was trained on one of the cases.
+    """
+    if seen := {case.name for case in cases} & set(trained_cases(load_spec(find_model(model)))):
+        raise UserError(
+            f"model {model} was trained on {', '.join(sorted(seen))}: a score there would say nothing", hint
+        )
 
 
 def train_on_dataset(
@@ -238,17 +246,23 @@ def train_on_dataset(
 
     Returns:
         The scores' summary; None where no case was held out.
+
+    Raises:
+        UserError: as `choose_samples` and `finetune`; the teacher or the model to start from is not there, or was
+            trained on a case that is to be held out; no slice is left to the teacher.
     """
     dataset, out = read_dataset(data), Path(out)
     training, held = split_cases(dataset, hold_out)
+    for origin in filter(None, (settings.start_from, teacher)):
+        check_unseen(origin, held, "Hold out other cases with --hold-out.")
     taught: dict[str, Any] = {}
     master: Segmenter | None = None
     if teacher:
         master = load_teacher(teacher, dataset.labels, device)
         taught = {"taught_by": {"name": master.name, "cases": trained_cases(load_spec(find_model(teacher)))}}
-        if seen := {case.name for case in held} & set(taught["taught_by"]["cases"]):
-            raise UserError(f"{teacher} was trained on {', '.join(sorted(seen))}, which are to be held out")
     samples = choose_samples(dataset, training, choice, settings, master, labelling)
+    if teacher and not any(sample.guessed for sample in samples):
+        raise UserError(f"no slice is left for {teacher} to label: all are annotated", "Leave out --teacher.")
     finetune(
         samples,
         dataset.labels,
