@@ -38,7 +38,17 @@ def segmentation(points: list[PromptPoint] | None = None) -> Segmentation:
     labels[0:3, 30, 30] = AORTA
     regions = np.where(labels == SPLEEN, labels, 0).astype(np.uint8)
     seconds = {"encode": 1.25, "decode": 0.5}
-    return Segmentation(labels, confidence, regions, points or [], seconds, "cuda:0", "abdomen-ct", ABDOMEN)
+    return Segmentation(
+        labels,
+        confidence,
+        np.zeros((len(labels), 13), np.float32),
+        regions,
+        points or [],
+        seconds,
+        "cuda:0",
+        "abdomen-ct",
+        ABDOMEN,
+    )
 
 
 # ------------------------------------------------------------------------------------------------------ table
@@ -214,7 +224,9 @@ def test_a_patient_is_reported(shared_data: Path, tmp_path: Path) -> None:
     image = read_volume(shared_data / "samples" / "ts_abdomen_ct.nii.gz")
     labels = read_labels_on(image, shared_data / "samples" / "ts_abdomen_seg.nii.gz").astype(np.uint8)
     ones = np.ones(labels.shape, dtype=np.float32)
-    given = Segmentation(labels, ones, labels, [], {"encode": 1.0}, "cpu", "drawn", ABDOMEN)
+    given = Segmentation(
+        labels, ones, np.zeros((len(labels), 13), np.float32), labels, [], {"encode": 1.0}, "cpu", "drawn", ABDOMEN
+    )
     rows = organ_table(image, given)
     for row in rows:
         assert row.ml == pytest.approx(0.027 * np.count_nonzero(labels == row.id), rel=1e-5)

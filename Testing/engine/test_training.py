@@ -14,7 +14,7 @@ from pgpsam.labels import LabelSet
 from pgpsam.network.base import Distillation, Output
 from pgpsam.network.methods import METHODS, make_settings
 from pgpsam.slices import frame_volume, scale_labels
-from pgpsam.training.augment import Augmentation, Augmenter, Unenhance
+from pgpsam.training.augment import Augmentation, Augmenter, CropFieldOfView, Unenhance
 from pgpsam.training.batches import Order
 from pgpsam.training.commands import finetune_main
 from pgpsam.training.data import IGNORED, annotated_slices, load_case, read_dataset, read_slice_list
@@ -462,3 +462,37 @@ def test_contrast_agent_is_taken_out_of_the_bright_organs_only():
         shares.append((0.8 - float(inner.mean())) / (0.8 - 0.425))
     assert 0 <= min(shares) < 0.1
     assert 0.9 < max(shares) <= 1.0
+
+
+def test_a_cropped_field_of_view_lies_in_the_middle_and_shows_nothing_around():
+    image, labels = torch.zeros(1, 60, 80), torch.zeros(1, 60, 80)
+    image[0, 10:50, 20:70] = torch.linspace(0.1, 1, 40)[:, None] * torch.linspace(0.5, 1, 50)
+    labels[0, 15:45, 30:60] = 3
+    drawn = image[labels > 0].sort().values
+    transform = CropFieldOfView(prob=1.0)
+    transform.set_random_state(0)
+    sides = []
+    for _ in range(50):
+        made = transform({"image": image, "labels": labels})
+        rows, columns = (made["image"][0].any(1 - axis).nonzero().flatten() for axis in (0, 1))
+        for seen, size, whole in ((rows, 60, 40), (columns, 80, 50)):
+            assert abs(int(seen[0]) + int(seen[-1]) + 1 - size) <= 1, "the box is not in the middle"
+            sides.append(len(seen) / whole)
+        assert set(made["labels"].unique().tolist()) <= {0, 3}
+        assert torch.isin(made["image"][made["labels"] > 0], drawn).all(), "image and labels moved apart"
+    assert 0.5 <= min(sides) < 0.55
+    assert 0.9 < max(sides) <= 1
+    assert torch.equal(transform({"image": image * 0, "labels": labels})["labels"], labels)
+
+
+def test_a_coarse_image_keeps_its_labels():
+    image, labels = torch.rand(1, 56, 56), torch.zeros(56, 56, dtype=torch.long)
+    labels[20:40, 20:40] = 1
+    still = Augmentation(0, 0, 0, 0, (0, 0), 0, 0, 0, (1, 1), 0)
+    made = {}
+    for coarse in (0.0, 1.0):
+        augment = Augmenter((56, 56), replace(still, coarse=coarse))
+        augment.restart(1)
+        made[coarse] = augment(image, labels)
+    assert torch.equal(made[0.0][1], made[1.0][1])
+    assert made[1.0][0].std() < 0.7 * made[0.0][0].std()

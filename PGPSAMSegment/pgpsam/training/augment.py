@@ -20,6 +20,7 @@ from monai.transforms import (
     RandomizableTransform,
     RandScaleIntensityd,
     RandShiftIntensityd,
+    RandSimulateLowResolutiond,
     ResizeWithPadOrCropd,
 )
 from monai.utils import convert_to_tensor
@@ -42,6 +43,8 @@ class Augmentation:
         brightness, contrast: shift and relative scale of the intensities.
         gamma: range of the exponent.
         unenhanced: how often the drawn organs lose a random share of their contrast agent.
+        coarse: how often the slice looks as if its voxels were up to 2.5 times as wide.
+        cropped: how often the field of view ends inside the body.
     """
 
     rotate_degrees: float = 15.0
@@ -54,6 +57,8 @@ class Augmentation:
     contrast: float = 0.25
     gamma: tuple[float, float] = (0.7, 1.5)
     unenhanced: float = 0.3
+    coarse: float = 0.0
+    cropped: float = 0.0
 
 
 class Unenhance(RandomizableTransform):
@@ -85,6 +90,39 @@ class Unenhance(RandomizableTransform):
             **data,
             "image": image + F.avg_pool2d(shift, 3, 1, 1, count_include_pad=False),
         }  # no sharp edge where an organ ends
+
+
+class CropFieldOfView(RandomizableTransform):
+    """Whole bodies -> images that end inside the body: a random box of it, in the middle, and nothing around it.
+
+    Args:
+        prob: how often.
+        smallest: share of the body's height and width that is kept at least.
+    """
+
+    def __init__(self, prob: float, smallest: float = 0.5) -> None:
+        super().__init__(prob)
+        self.smallest = smallest
+
+    def __call__(self, data: dict[str, Tensor]) -> dict[str, Tensor]:
+        """data: "image" [C, H, W] in 0..1 and "labels" [1, H, W]; what lies outside the box becomes 0 in both."""
+        self.randomize(None)
+        body = (data["image"] > 0).any(0)
+        if not self._do_transform or not body.any():
+            return data
+        box, middle = [slice(None)], [slice(None)]
+        for axis, size in enumerate(body.shape):
+            seen = body.any(1 - axis).nonzero()
+            first, stop = int(seen[0]), int(seen[-1]) + 1
+            side = round((stop - first) * self.R.uniform(self.smallest, 1))
+            start = self.R.randint(first, stop - side + 1)
+            box.append(slice(start, start + side))
+            middle.append(slice((size - side) // 2, (size - side) // 2 + side))
+        cropped = {}
+        for key in ("image", "labels"):
+            cropped[key] = torch.zeros_like(data[key])
+            cropped[key][tuple(middle)] = data[key][tuple(box)]
+        return {**data, **cropped}
 
 
 class Augmenter:
@@ -119,6 +157,10 @@ class Augmenter:
                     padding_mode="zeros",
                 ),
                 Unenhance(s.unenhanced),
+                CropFieldOfView(s.cropped),
+                RandSimulateLowResolutiond(
+                    "image", prob=s.coarse, downsample_mode="area", upsample_mode="bilinear", zoom_range=(0.4, 1.0)
+                ),
                 RandGaussianNoised("image", prob=0.3, std=s.noise),
                 RandGaussianSmoothd("image", prob=0.2, sigma_x=(0.4, 1.0), sigma_y=(0.4, 1.0)),
                 RandScaleIntensityd("image", factors=s.contrast, prob=0.5),

@@ -51,17 +51,35 @@ def model_card(spec: ModelSpec) -> str:
         "",
         "- Slices are segmented one by one; context along z enters only through the clean-up.",
         "- Other body regions, other modalities than CT, children, and anatomy after surgery were not seen.",
-        "- The confidence is the network's own and was not calibrated.",
+        f"- {_confidence(spec)}",
         "",
     ]
     return "\n".join(lines)
 
 
-def _scores(spec: ModelSpec) -> list[str]:
-    scores, whose = spec.scores, "This model"
+def _scored(spec: ModelSpec) -> tuple[Mapping[str, Any], str]:
+    """The scores to show and what was scored: the model, or where no case was held out, the one it started from."""
     started = spec.training.get("started_from")
-    if not scores and started and started.get("scores"):
-        scores, whose = started["scores"], f"`{started['scored']}`, an earlier stage of this model,"
+    if not spec.scores and started and started.get("scores"):
+        return started["scores"], f"`{started['scored']}`, an earlier stage of this model,"
+    return spec.scores, "This model"
+
+
+def _confidence(spec: ModelSpec) -> str:
+    scores, _ = _scored(spec)
+    found = scores["summary"].get("confidence") if scores else None
+    if not found:
+        return "The confidence is the network's own and was not calibrated."
+    every = found["all"]
+    return (
+        f"The confidence is the network's own: {found['calibration_error']:.2f} off on average, in organs. The "
+        f"{every['looked_at']} least confident of {every['slices']} organ slices hold {every['found']} of the "
+        f"{every['failed']} with a Dice under 0.5."
+    )
+
+
+def _scores(spec: ModelSpec) -> list[str]:
+    scores, whose = _scored(spec)
     if not scores:
         return ["None: no patient was held out."]
     summary = scores["summary"]

@@ -6,7 +6,7 @@ trained on or all held out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ import numpy as np
 from pgpsam.errors import UserError
 from pgpsam.models.store import find_model, load_model, load_spec, save_model
 from pgpsam.segmenter import Segmenter, Step
+from pgpsam.training.calibration import OrganSlice, Reliability, organ_slices, reliability, write_calibration
 from pgpsam.training.card import model_card
 from pgpsam.training.data import (
     Case,
@@ -141,20 +142,40 @@ def thin_out(slices: list[tuple[LoadedCase, int]], choice: SliceChoice, seed: in
     return {(slices[i][0].name, slices[i][1]) for i in picked}
 
 
+@dataclass(frozen=True, eq=False)
+class CaseScores:
+    """What scoring whole volumes gives: of each organ, and of each organ's slices with the model's confidence."""
+
+    organs: list[OrganScore]
+    slices: list[OrganSlice]
+    reliability: Reliability
+
+    def write(self, folder: Path, dataset: Dataset, title: str, about: Mapping[str, str]) -> dict[str, Any]:
+        """scores.{csv,json,html} and confidence.{csv,json,html}; `metrics.summarise` of the scores, with the key
+        ``confidence``, as `calibration.write_calibration` gives it."""
+        summary = write_scores(self.organs, folder, title, dataset.reported or None, about)
+        reported = [label.name for label in dataset.labels if label.id in (dataset.reported or dataset.labels.ids)]
+        trust = write_calibration(self.slices, self.reliability, folder, f"{title}: confidence", reported)
+        return {**summary, "confidence": trust}
+
+
 def score_cases(
     segmenter: Segmenter,
     dataset: Dataset,
     cases: Sequence[Case],
     progress: Callable[[str, Step], None] | None = None,
     clean: bool = True,
-) -> list[OrganScore]:
+) -> CaseScores:
     """Segment whole volumes, every slice, and score them against their labels."""
-    rows: list[OrganScore] = []
+    organs: list[OrganScore] = []
+    slices: list[OrganSlice] = []
+    trust: list[Reliability] = []
     ids = np.array([0, *dataset.labels.ids], np.uint8)
-    theirs = np.zeros(256, np.uint8)  # the model's id -> the data set's, by the organ's name
-    for label in segmenter.label_set:
-        if label.name in dataset.labels.names:
-            theirs[label.id] = dataset.labels.by_name(label.name).id
+    theirs = np.zeros(256, np.uint8)  # the model's id -> the data set's class index, by the organ's name
+    names = dataset.labels.names
+    known = [n for n, name in enumerate(segmenter.label_set.names) if name in names]
+    columns = [names.index(segmenter.label_set.names[n]) for n in known]
+    theirs[[segmenter.label_set.ids[n] for n in known]] = [1 + column for column in columns]
     for case in cases:
         loaded = load_case(case, dataset.labels)
         result = segmenter.segment(
@@ -162,14 +183,13 @@ def score_cases(
             progress=(lambda step, name=case.name: progress(name, step)) if progress else None,  # type: ignore[misc]
             clean=clean,
         )
-        rows += organ_scores(
-            theirs[result.labels],
-            ids[loaded.labels],
-            loaded.volume.spacing,
-            dataset.labels,
-            case=case.name,
-        )
-    return rows
+        found = theirs[result.labels]
+        presence = np.zeros((len(found), len(names)), np.float32)
+        presence[:, columns] = result.presence[:, known]
+        slices += organ_slices(found, loaded.labels, result.confidence, presence, names, case.name)
+        trust.append(reliability(found, loaded.labels, result.confidence))
+        organs += organ_scores(ids[found], ids[loaded.labels], loaded.volume.spacing, dataset.labels, case=case.name)
+    return CaseScores(organs, slices, sum(trust[1:], trust[0]))
 
 
 def evaluate(
@@ -182,13 +202,14 @@ def evaluate(
     clean: bool = True,
     progress: Callable[[str, Step], None] | None = None,
 ) -> dict[str, Any]:
-    """Score a model on a data set's held-out cases and write scores.{csv,json,html}.
+    """Score a model on a data set's held-out cases and write scores.{csv,json,html} and
+    confidence.{csv,json,html}.
 
     Args:
         cases: names; None for the data set's suggested validation cases, or all where it suggests none.
 
     Returns:
-        The summary, as `metrics.summarise` gives it.
+        The summary, as `CaseScores.write` gives it.
 
     Raises:
         UserError: no such model or data, or a case that the model was trained on (a score there would lie).
@@ -198,14 +219,14 @@ def evaluate(
     chosen = dataset.select(names)
     check_unseen(str(model), chosen, "Name other cases with --cases.")
     segmenter = Segmenter.load(model, device)
-    rows = score_cases(segmenter, dataset, chosen, progress, clean)
+    scores = score_cases(segmenter, dataset, chosen, progress, clean)
     about = {
         "model": segmenter.name,
         "data": dataset.name,
         "cases": ", ".join(c.name for c in chosen),
         "clean up": "largest component of one-piece organs" if clean else "none",
     }
-    return write_scores(rows, out, f"{segmenter.name} on {dataset.name}", dataset.reported or None, about)
+    return scores.write(Path(out), dataset, f"{segmenter.name} on {dataset.name}", about)
 
 
 def check_unseen(model: str, cases: Sequence[Case], hint: str) -> None:
@@ -286,9 +307,9 @@ def train_on_dataset(
     if not held:
         save_model(out, spec, tensors, model_card(spec))
         return None
-    rows = score_cases(Segmenter.load(out, device), dataset, held, scoring)
+    scores = score_cases(Segmenter.load(out, device), dataset, held, scoring)
     about = {"model": out.name, "data": dataset.name, "training": choice.text, "held out": str(len(held))}
-    summary = write_scores(rows, out / "validation", f"{out.name}: held-out cases", dataset.reported or None, about)
+    summary = scores.write(out / "validation", dataset, f"{out.name}: held-out cases", about)
     spec = replace(spec, scores={"split": [case.name for case in held], "summary": summary})
     save_model(out, spec, tensors, model_card(spec))
     return summary
