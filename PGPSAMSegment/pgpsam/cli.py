@@ -1,4 +1,4 @@
-"""The command line `pgpsam`: segment, models, info, weights, worker."""
+"""The command line `pgpsam`: segment, cohort, models, info, weights, worker."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     """All commands and their options."""
     parser = argparse.ArgumentParser(prog="pgpsam", description="Organ segmentation in CT without annotations.")
     parser.add_argument("--version", action="version", version=f"pgpsam {pgpsam.__version__}")
-    commands = parser.add_subparsers(required=True, metavar="segment | models | info | weights | worker")
+    commands = parser.add_subparsers(required=True, metavar="segment | cohort | models | info | weights | worker")
 
     command = commands.add_parser("segment", help="segment a CT volume")
     command.add_argument("input", metavar="IN", help="NIfTI, NRRD or MHA file, or a DICOM folder")
@@ -49,6 +49,19 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--reference-names", metavar="FILE", help='their names as JSON, {"6": "liver", ...}')
     add_common(command)
     command.set_defaults(action=segment)
+
+    command = commands.add_parser("cohort", help="segment many CT volumes; goes on where it was stopped")
+    command.add_argument("inputs", nargs="+", metavar="IN", help="volume files or DICOM folders")
+    command.add_argument("-o", "--out", type=Path, required=True, metavar="FOLDER", help="for results and organs.csv")
+    command.add_argument("--model", default=DEFAULT_MODEL, help=f"a model's name or folder (default: {DEFAULT_MODEL})")
+    command.add_argument("--organs", help="comma-separated names (default: all that the model knows)")
+    command.add_argument("--weights", type=Path, metavar="FILE", help="the backbone's base weights, if given by hand")
+    command.add_argument(
+        "--format", default=".nii.gz", help="of the labels: .nii.gz, .seg.nrrd, ... (default: .nii.gz)"
+    )
+    command.add_argument("--no-pictures", action="store_true", help="no overview pictures")
+    add_common(command)
+    command.set_defaults(action=cohort)
 
     command = commands.add_parser("models", help="list the installed models")
     command.add_argument("--debug", action="store_true", help="show a traceback with errors")
@@ -83,7 +96,7 @@ def segment(options: argparse.Namespace) -> None:
     from pgpsam.segmenter import Segmenter
 
     segmenter = Segmenter.load(options.model, options.device, options.weights)
-    organs = [name.strip() for name in options.organs.split(",")] if options.organs else None
+    organs = organ_names(options)
     segmenter.label_set.select(organs)
     with ProgressReporter(options.progress) as report:
         result = segmenter.segment(volume, organs, progress=lambda s: report(s.stage, s.done, s.total, s.eta_seconds))
@@ -108,6 +121,37 @@ def segment(options: argparse.Namespace) -> None:
     if options.reference:
         print_agreement(dice)
     print(f"wrote {options.out}")
+
+
+def organ_names(options: argparse.Namespace) -> list[str] | None:
+    """What --organs names; None for all."""
+    return [name.strip() for name in options.organs.split(",")] if options.organs else None
+
+
+def cohort(options: argparse.Namespace) -> None:
+    """`pgpsam cohort`. One volume's failure does not stop the others.
+
+    Raises:
+        UserError: volumes that failed, at the end, by name.
+    """
+    from pgpsam.cohort import TABLE, name_sources, segment_cohort
+    from pgpsam.segmenter import Segmenter
+
+    sources = name_sources(options.inputs)
+    segmenter = Segmenter.load(options.model, options.device, options.weights)
+    with ProgressReporter(options.progress) as report:
+        failed = segment_cohort(
+            segmenter,
+            sources,
+            options.out,
+            organ_names(options),
+            extension=options.format,
+            pictures=not options.no_pictures,
+            progress=lambda name, s: report(name, s.done, s.total, s.eta_seconds),
+        )
+    print(f"wrote {options.out / TABLE}")
+    if failed:
+        raise UserError(f"{len(failed)} of {len(sources)} volumes could not be segmented: {', '.join(failed)}")
 
 
 def check_outputs(options: argparse.Namespace) -> None:

@@ -330,7 +330,7 @@ def read_volume(path: str | os.PathLike[str]) -> Volume:
     if path.name.lower().endswith(".seg.nrrd"):
         raise UserError(f"{path} is a segmentation, not an image", "Give the CT volume it was drawn on")
     image = _read(path)
-    return _volume(image, _stem(path))
+    return _volume(image, volume_name(path))
 
 
 def read_labels(
@@ -495,7 +495,8 @@ def _first_line(error: BaseException) -> str:
     return last.rsplit("): ", 1)[-1][:200].rstrip(". ")
 
 
-def _stem(path: Path) -> str:
+def volume_name(path: Path) -> str:
+    """What a volume is called: its file without folder and extension, or its DICOM folder."""
     name = path.resolve().name
     for extension in (*_NIFTI, ".seg.nrrd", *_ITK_IN):
         if name.lower().endswith(extension) and not path.is_dir():

@@ -1,5 +1,6 @@
 """The command line as users call it: real processes, exit codes, one line for errors, nothing half-written."""
 
+import csv
 import json
 import signal
 import subprocess
@@ -106,6 +107,46 @@ def test_interrupt_ends_with_130_and_leaves_no_file(ct, quick_model, tmp_path):
     assert "cancelled" in rest
     assert "Traceback" not in rest
     assert list(out.iterdir()) == []
+
+
+def test_a_cohort_goes_on_after_a_failure_and_after_a_stop(ct, quick_model, tmp_path):
+    (tmp_path / "broken.nii.gz").write_bytes(b"no image")
+    volume, _ = make_phantom(8)
+    write_array(tmp_path / "second.nrrd", volume.array, volume, "confidence")
+    inputs, out = [ct, tmp_path / "broken.nii.gz", tmp_path / "second.nrrd"], tmp_path / "out"
+    words = ["-o", out, "--model", quick_model, "--device", "cpu", "--progress", "none"]
+    done = pgpsam("cohort", *inputs, *words)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: 1 of 3 volumes could not be segmented: broken")
+    assert "broken: " in done.stdout
+    assert {path.name for path in out.iterdir()} == {
+        f"{n}{e}" for n in ("ct", "second") for e in (".nii.gz", ".png")
+    } | {"organs.csv"}
+    assert np.array_equal(nibabel.load(out / "ct.nii.gz").affine, nibabel.load(ct).affine)
+    with (out / "organs.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["volume"] for row in rows} == {"ct", "second"}
+    assert all(float(row["ml"]) > 0 for row in rows if row["organ"])
+
+    (out / "second.nii.gz").unlink()
+    before = (out / "ct.nii.gz").stat().st_mtime_ns
+    done = pgpsam("cohort", inputs[0], inputs[2], *words)
+    assert done.returncode == 0, done.stderr
+    assert "ct: done before" in done.stdout
+    assert (out / "second.nii.gz").is_file()
+    assert (out / "ct.nii.gz").stat().st_mtime_ns == before
+    with (out / "organs.csv").open(encoding="utf-8") as file:
+        assert len(list(csv.DictReader(file))) == len(rows)
+
+
+def test_a_cohort_refuses_names_that_collide_and_files_that_are_not_there(ct, quick_model, tmp_path):
+    twin = tmp_path / "ct.nrrd"
+    twin.write_bytes(b"")
+    for inputs, message in (([ct, twin], "would both be called ct"), ([tmp_path / "none.nii.gz"], "no such file")):
+        done = pgpsam("cohort", *inputs, "-o", tmp_path / "out", "--model", quick_model)
+        assert done.returncode == 2
+        assert message in done.stderr
+        assert not (tmp_path / "out").exists()
 
 
 def test_agreement_with_a_reference(ct, quick_model, tmp_path):

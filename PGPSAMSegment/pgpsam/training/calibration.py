@@ -113,8 +113,13 @@ def reliability(
     chosen = (predicted > 0) | (reference > 0)
     shares = confidence[chosen].astype(np.float64)
     index = np.minimum((shares * BINS).astype(int), BINS - 1)
-    right = (predicted == reference)[chosen].astype(np.float64)
-    return Reliability(*(np.bincount(index, weights, BINS) for weights in (np.ones_like(shares), shares, right)))
+
+    def binned(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.bincount(index, weights, BINS).astype(np.float64)
+
+    return Reliability(
+        binned(np.ones_like(shares)), binned(shares), binned((predicted == reference)[chosen].astype(np.float64))
+    )
 
 
 def failures_found(rows: Sequence[OrganSlice], looked_at: float = LOOKED_AT) -> dict[str, Any]:
