@@ -14,6 +14,7 @@ from scipy import ndimage
 from .labels import LabelSet
 
 MIN_ML = 0.03  # about one voxel of 3 mm: no organ is that small, and one that is cut off there is not missed
+MIN_SHARE = 0.3  # of the largest piece: one that large is a part of the organ whose link was missed, not noise
 _NEIGHBOURS = np.ones((3, 3, 3), dtype=bool)  # pieces that touch by a corner are one piece
 
 
@@ -25,13 +26,13 @@ def keep_components(
 ) -> NDArray[np.uint8]:
     """Leaves of every organ that is anatomically one piece its largest connected piece.
 
-    One exception: where the largest piece reaches the first or last slice, others that reach the same slice
-    stay too, for they may join it outside the scan. So do the ascending and the descending aorta in a scan
-    that ends below the arch, and the lobes of a liver in a thin slab.
+    Two exceptions. A piece of at least `MIN_SHARE` of the largest stays: the ascending aorta, say, where the arch was
+    missed. And where the largest piece reaches the first or last slice, others that reach the same slice stay too,
+    for they may join it outside the scan. So do the ascending and the descending aorta in a scan that ends
+    below the arch, and the lobes of a liver in a thin slab.
 
     What is removed becomes background, never another organ; no voxel is added. Organs that may have several
-    pieces (``single=False``) and ids that are not in the label set stay exactly as they are. Of two pieces
-    of one size the one nearer to the origin counts as the larger.
+    pieces (``single=False``) and ids that are not in the label set stay exactly as they are.
 
     Args:
         labels: uint8 ``[z, y, x]``, ids; not changed.
@@ -55,7 +56,7 @@ def keep_components(
 
 
 def _of_organ(organ: NDArray[np.bool_], ends: tuple[bool, bool], min_voxels: float) -> NDArray[np.bool_]:
-    """Which voxels of a mask belong to its largest piece, or to one that may join it outside the scan.
+    """Which voxels of a mask belong to its largest piece, to one not much smaller, or to one that may join it outside.
 
     Args:
         organ: ``[z, y, x]``, not empty, cropped to what it holds.
@@ -69,8 +70,7 @@ def _of_organ(organ: NDArray[np.bool_], ends: tuple[bool, bool], min_voxels: flo
     piece = pieces[organ]
     sizes = np.bincount(piece, minlength=count + 1)
     largest = int(sizes.argmax())
-    stays = np.zeros(count + 1, dtype=bool)
-    stays[largest] = True
+    stays = sizes >= MIN_SHARE * sizes[largest]
     for is_end, end in zip(ends, (pieces[0], pieces[-1]), strict=True):
         if is_end and (end == largest).any():
             stays[end] = True  # the background too, which has no voxels here

@@ -22,7 +22,7 @@ from pgpsam.training.finetune import TrainingSettings, finetune, learning_rate
 from pgpsam.training.losses import class_weights, distillation_loss, segmentation_loss, total_loss
 from pgpsam.training.recipes import recipe
 from pgpsam.training.run import SliceChoice, choose_samples, evaluate, split_cases, train_on_dataset
-from pgpsam.training.selftraining import CONFIDENT, guessed_samples, load_teacher
+from pgpsam.training.selftraining import CONFIDENT_NOTHING, CONFIDENT_ORGAN, guessed_samples, load_teacher
 from pgpsam.volume import Volume
 
 
@@ -331,7 +331,8 @@ def test_a_model_teaches_slices_that_nobody_annotated(phantoms, quick_model, qui
     thick = Volume.from_kji(case.volume.array[::2], case.volume.affine @ np.diag([1, 1, 2, 1]))
     result = teacher.segment(thick)
     frame = frame_volume(case.volume, quick_settings.preparation)
-    sure = scale_labels(result.confidence >= CONFIDENT, frame, [0, 2]).bool()
+    needed = np.where(result.labels > 0, CONFIDENT_ORGAN, CONFIDENT_NOTHING)
+    sure = scale_labels(result.confidence >= needed, frame, [0, 2]).bool()
     said = scale_labels(np.searchsorted([0, *dataset.labels.ids], result.labels), frame, [0, 2])
     for sample, inside, answer in zip(guessed, sure, said, strict=True):
         assert torch.equal(sample.labels != IGNORED, inside)
