@@ -104,6 +104,7 @@ class PGPSAMSegmentWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._guiTag: Any = None
         self._updating = False
         self._shortcuts: list[Any] = []
+        self._greeting = False  # whether the line below the button says that the engine starts
 
     # ------------------------------------------------------------------------------------- Slicer's own occasions
 
@@ -229,15 +230,20 @@ class PGPSAMSegmentWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.timer.start()
         self.refresh()
 
-    def greet(self) -> None:
-        """Asks the engine for its models and devices."""
+    def greet(self, quietly: bool = False) -> None:
+        """Asks the engine for its models and devices.
+
+        Args:
+            quietly: the line below the button stays: it says how a job ended.
+        """
         try:
             self.logic.hello(self._on_hello, self._on_no_hello)
         except install.InstallError as error:
             self.report(problem(error))
             return
-        if not self.segmenting.view.running:
+        if not quietly and not self.segmenting.view.running:
             self.segmenting.view.tell(_("Starting the engine"))
+            self._greeting = True
         self.watch()
 
     def refresh(self) -> None:
@@ -279,15 +285,19 @@ class PGPSAMSegmentWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def _on_hello(self, event: Event) -> None:
         device = event["default_device"]
         self.say(_("Engine {version} is ready, device {device}.").format(version=event["version"], device=device))
-        if not self.segmenting.view.running:
+        if self._greeting and not self.segmenting.view.running:
             self.segmenting.view.tell("")
+        self._greeting = False
         self.choices.show_engine()
         self.refresh()
+        self.segmenting.greeted()
 
     def _on_no_hello(self, event: Event) -> None:
+        self._greeting = False
         if not self.segmenting.view.running:  # a job that waited for the greeting tells it itself
             self.report(event)
         self.refresh()
+        self.segmenting.greeted()
 
 
 class PGPSAMSegmentTest(ScriptedLoadableModuleTest):
@@ -319,6 +329,7 @@ class PGPSAMSegmentTest(ScriptedLoadableModuleTest):
         from PGPSAMSegmentLib import nodes
 
         logic = PGPSAMSegmentLogic()
+        logic.engineFolder = slicer.util.getModuleWidget("PGPSAMSegment").logic.engineFolder
         if not logic.ready:
             message = _("The engine is not installed: install it in the section Engine, then test again.")
             logging.warning(message)

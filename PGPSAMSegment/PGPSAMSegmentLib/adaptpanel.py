@@ -8,10 +8,10 @@ from slicer.i18n import tr as _
 
 from . import suggestions, training
 from .engine import Event
-from .panel import JobView, Panel, progress, read, sentence, slot
+from .panel import JobPanel, JobView, progress, read, sentence, slot
 
 
-class AdaptPanel(Panel):
+class AdaptPanel(JobPanel):
     """Cases of `training` as a list, and the run that makes a model of them."""
 
     def __init__(self, host: Any) -> None:

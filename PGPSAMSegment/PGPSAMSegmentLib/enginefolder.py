@@ -126,6 +126,7 @@ def use_python(python: str, hello: Mapping[str, Any], folder: Path | None = None
     """Makes a Python with packages of its own the engine, after its worker has answered a hello.
 
     Raises:
+        InstallError: the folder holds something else.
         OSError: the folder cannot be written.
     """
     folder = folder or default_folder()
@@ -150,6 +151,11 @@ def remove(folder: Path | None = None) -> None:
     if not (folder / "owner.txt").is_file():
         raise InstallError(f"{folder} was not made by this extension", "Nothing was deleted.")
     (folder / "engine.json").unlink(missing_ok=True)
+    for path in folder.iterdir():  # the owner's mark last: where a file is in use, Remove can be pressed again
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != "owner.txt":
+            path.unlink()
     shutil.rmtree(folder)
 
 
@@ -159,9 +165,21 @@ def _start(python: str, options: list[str], packages: str, log: Path | None) -> 
 
 
 def claim(folder: Path) -> None:
-    """Makes the folder and marks it as the engine's."""
+    """Makes the folder and marks it as the engine's.
+
+    Raises:
+        InstallError: it holds something else, which Remove would delete one day.
+        OSError: it cannot be written.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    if holds_others(folder):
+        raise InstallError(f"{folder} holds other files", "Choose a new or empty folder.")
     (folder / "owner.txt").write_text(OWNER, encoding="utf-8")
+
+
+def holds_others(folder: Path) -> bool:
+    """Whether a folder that exists has something in it and is not the engine's."""
+    return any(folder.iterdir()) and not (folder / "owner.txt").is_file()
 
 
 def requirements_key(requirements: list[str]) -> str:

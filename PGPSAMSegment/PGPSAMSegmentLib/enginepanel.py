@@ -12,13 +12,13 @@ from slicer.i18n import tr as _
 
 from . import install
 from .engine import Engine, Event
-from .panel import JobView, Panel, problem, read, sentence, slot
+from .panel import JobPanel, JobView, problem, read, sentence, slot
 from .settings import setting, store
 
 FOLDER, WHEELS = "engineFolder", "wheelsFolder"
 
 
-class EnginePanel(Panel):
+class EnginePanel(JobPanel):
     """Installs the engine and keeps an eye on it. Nothing begins before a button is pressed and confirmed."""
 
     def __init__(self, host: Any) -> None:
@@ -97,11 +97,19 @@ class EnginePanel(Panel):
         store(FOLDER, str(self.folder))
         self.logic.closeEngine()
         self.logic.engineFolder = self.folder
+        self.host.choices.show_engine()
         self.host.refresh()
+        if self.logic.ready:
+            self.host.greet()
 
     @slot
     def onWheels(self) -> None:
         store(WHEELS, str(self.wheels or ""))
+
+    def offer(self) -> None:
+        """Asks whether to install the engine, which something needs, in sight of its section."""
+        self.ui.engineSection.collapsed = False
+        self.onInstall()
 
     @slot
     def onInstall(self) -> None:
@@ -182,7 +190,7 @@ class EnginePanel(Panel):
             self.logic.closeEngine()
             try:
                 install.use_python(python, event, self.folder)
-            except OSError as error:
+            except (install.InstallError, OSError) as error:
                 event = problem(error)
         self._end(event, _("{python} runs the engine.").format(python=python))
 

@@ -17,6 +17,8 @@ from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
 from .nodes import BINARY, SceneError
 
+SENT = "v.npy"  # the voxels that the engine gets
+
 _REFERENCE_GEOMETRY = "Reference image geometry"
 _SAME = 0.01  # voxels: how far a grid may lie off another one anywhere and still count as the same
 
@@ -73,9 +75,22 @@ def export_volume(volumeNode: Any, folder: str | Path) -> dict[str, Any]:
         SceneError: as `check_volume`, or the file cannot be written.
     """
     check_volume(volumeNode)
-    path = Path(folder) / "v.npy"
+    path = Path(folder) / SENT
     save(path, slicer.util.arrayFromVolume(volumeNode))
     return {"volume": str(path), "affine": ijk_to_world(volumeNode).tolist()}
+
+
+def check_unchanged(volumeNode: Any, folder: str | Path) -> None:
+    """Says that a volume is no longer what `export_volume` wrote to this folder: another frame of a sequence, say.
+
+    Raises:
+        SceneError: it is not.
+    """
+    if not np.array_equal(np.load(Path(folder) / SENT, allow_pickle=False), slicer.util.arrayFromVolume(volumeNode)):
+        raise SceneError(
+            f"the volume '{volumeNode.GetName()}' changed while it was segmented, and the result would not fit",
+            "Segment again, and leave the volume, or the sequence's frame, as it is meanwhile",
+        )
 
 
 def save(path: Path, array: NDArray[Any]) -> None:

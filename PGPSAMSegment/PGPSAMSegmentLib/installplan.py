@@ -15,7 +15,15 @@ from typing import Any
 
 from . import torchchoice
 from .childprocess import clean_environment
-from .enginefolder import GB, REQUIREMENTS, InstallError, default_folder, read_requirements, requirements_key
+from .enginefolder import (
+    GB,
+    REQUIREMENTS,
+    InstallError,
+    default_folder,
+    holds_others,
+    read_requirements,
+    requirements_key,
+)
 from .installhints import OFFLINE
 
 PYTHONS = ((3, 10), (3, 13))
@@ -231,7 +239,7 @@ def _python_version(python: str, environment: Mapping[str, str], problems: list[
 
 def _check_folder(folder: Path, needed: float, free: float, problems: list[tuple[str, str]]) -> None:
     with contextlib.suppress(FileNotFoundError):
-        if any(folder.iterdir()) and not (folder / "owner.txt").is_file():
+        if holds_others(folder):
             problems.append((f"{folder} holds other files", "Choose a new or empty folder."))
     if free < needed:
         message = f"not enough disk space at {folder}: about {needed / GB:.1f} GB are needed and {free / GB:.1f} free"

@@ -107,6 +107,20 @@ class JobView:
         self.label.setStyleSheet("color: #d03b2f; font-weight: bold" if error else "")
 
 
+class JobPanel(Panel):
+    """A part with a job of its own: errors are told below that job's button.
+
+    Attributes:
+        view: the job's button, bar and line.
+    """
+
+    view: JobView
+
+    def report(self, event: Mapping[str, Any]) -> None:
+        self.view.tell(sentence(event), error=True)
+        self.host.log_error(event)
+
+
 def progress(event: Mapping[str, Any]) -> tuple[str, float | None]:
     """A "progress" event in words, and as 0..1, or None where there is nothing to count."""
     stages = {

@@ -30,6 +30,8 @@ class ResultPanel(Panel):
         """Selects a run's result and shows it as the switches say."""
         self._node, self._applied, self._measured = node, (), None
         self.parameters.outputSegmentation = node
+        if has_surfaces(node):  # made with the Segment Editor's own button, say: they stay
+            self.parameters.show3D = True
         self.update()
 
     @slot

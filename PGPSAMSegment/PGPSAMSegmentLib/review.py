@@ -165,18 +165,24 @@ def select(segmentationNode: Any, item: Item) -> None:
 def mark(segmentationNode: Any, item: Item, checked: bool = True) -> None:
     """Notes that an item was looked at, or not.
 
-    The segment's status in Slicer follows: in progress once one of its items is checked, completed when all are.
-    A segment with a status is the user's, and later runs don't replace it.
+    The segment's status in Slicer follows: in progress once one of its items is checked, completed when all are, not
+    started when none is. "Flagged", and "completed" without any item checked, are the user's own words and stay. A
+    segment with a status is the user's, and later runs don't replace it.
     """
+    logic = slicer.vtkSlicerSegmentationsModuleLogic
+    segment = segmentationNode.GetSegmentation().GetSegment(item.segment)
+    before = [other.checked for other in items(segmentationNode) if other.segment == item.segment]
+    theirs = {logic.Flagged} if any(before) else {logic.Flagged, logic.Completed}
     listed = [
         replace(other, checked=checked) if (other.segment, other.slice) == (item.segment, item.slice) else other
         for other in items(segmentationNode)
     ]
     _store(segmentationNode, listed, current(segmentationNode))
-    logic = slicer.vtkSlicerSegmentationsModuleLogic
+    if logic.GetSegmentStatus(segment) in theirs:
+        return
     states = [other.checked for other in listed if other.segment == item.segment]
     status = logic.Completed if all(states) else logic.InProgress if any(states) else logic.NotStarted
-    logic.SetSegmentStatus(segmentationNode.GetSegmentation().GetSegment(item.segment), status)
+    logic.SetSegmentStatus(segment, status)
 
 
 def progress(segmentationNode: Any) -> str:
@@ -189,11 +195,18 @@ def progress(segmentationNode: Any) -> str:
     return f"{done}; next: {left[0].organ}, slice {left[0].slices}" if left else f"{done}; all done."
 
 
-def slices_to_check(segmentationNode: Any) -> dict[str, str]:
-    """Segment's name -> its slices on the list in their order, such as "40-43, 57"."""
+def slices_to_check(segmentationNode: Any, chosen: Sequence[str]) -> dict[str, str]:
+    """Organ -> its slices on the list in their order, such as "40-43, 57".
+
+    Args:
+        chosen: IDs of the segments to tell of, at most one of each organ.
+    """
+    segmentation = segmentationNode.GetSegmentation()
     text: dict[str, str] = {}
     for item in sorted(items(segmentationNode), key=lambda item: item.first):
-        text[item.organ] = f"{text[item.organ]}, {item.slices}" if item.organ in text else item.slices
+        if item.segment in chosen:
+            organ = segments.tag(segmentation.GetSegment(item.segment), segments.ORGAN_TAG) or item.organ
+            text[organ] = f"{text[organ]}, {item.slices}" if organ in text else item.slices
     return text
 
 

@@ -145,7 +145,7 @@ def show_result(
             put_confidence(segmentationNode, volumeNode, run.confidence)
             put_first(segmentationNode, volumeNode, run.labels, [organ["id"] for organ in run.organs])
             review.build(segmentationNode, written)
-            put_table(segmentationNode, volumeNode, run.figures, review.slices_to_check(segmentationNode))
+            put_table(segmentationNode, volumeNode, run.figures, review.slices_to_check(segmentationNode, written))
     if history:
         history.after(segmentationNode)
     return segmentationNode

@@ -9,16 +9,17 @@ from slicer.i18n import tr as _
 
 from . import scene
 from .engine import Event
-from .panel import JobView, Panel, duration, progress, sentence, slot
+from .panel import JobPanel, JobView, duration, progress, sentence, slot
 
 
-class SegmentPanel(Panel):
+class SegmentPanel(JobPanel):
     """Starts, cancels and takes back segmentations."""
 
     def __init__(self, host: Any) -> None:
         super().__init__(host)
         self.view = JobView(self.ui.autoSegmentButton, self.ui.progressBar, self.ui.statusLabel)
         self._began = 0.0
+        self._waits = False  # a click that came before the engine had told its organs
         self.ui.autoSegmentButton.clicked.connect(self.onAutoSegment)
         self.ui.undoButton.clicked.connect(self.onUndo)
 
@@ -26,18 +27,19 @@ class SegmentPanel(Panel):
     def update(self) -> None:
         obstacle = "" if self.view.running else self.obstacle()
         self.ui.autoSegmentButton.setEnabled(not obstacle)
-        self.ui.hintLabel.setText(obstacle)
-        self.ui.hintLabel.setVisible(bool(obstacle))
+        hint = obstacle or ("" if self.logic.ready else _("The engine is not installed: Auto-segment offers to do it."))
+        self.ui.hintLabel.setText(hint)
+        self.ui.hintLabel.setVisible(bool(hint))
         self.ui.undoButton.setEnabled(self.logic.history.can_undo and not self.logic.busy)
 
     def obstacle(self) -> str:
-        """What is missing for Auto-segment, "" if nothing is."""
-        if not self.logic.ready:
-            return _("The engine is not installed: open the section Engine and press Install.")
-        if self.parameters.inputVolume is None:
-            return _("Load a CT and select it as the input volume.")
+        """What is missing for Auto-segment, "" if nothing is; the engine can be installed by it."""
         if self.logic.busy or self.host.engine.busy:
             return _("Wait for the job that runs to end, or cancel it.")
+        if not self.logic.ready:
+            return ""
+        if self.parameters.inputVolume is None:
+            return _("Load a CT and select it as the input volume.")
         if self.logic.models and not self.host.choices.organs:
             return _("Tick at least one organ.")
         return ""
@@ -51,6 +53,13 @@ class SegmentPanel(Panel):
         obstacle = self.obstacle()
         if obstacle:  # by the shortcut: the button cannot be pressed now
             self.view.tell(obstacle, error=True)
+            return
+        if not self.logic.ready:
+            self.host.engine.offer()
+            return
+        if self.parameters.skippedOrgans and not self.logic.models:  # which are ticked, only the greeting tells
+            self._waits = True
+            self.host.greet()
             return
         parameters, organs = self.parameters, self.host.choices.organs
         node = parameters.outputSegmentation
@@ -74,6 +83,12 @@ class SegmentPanel(Panel):
         for _id, name in kept:
             self.host.say(_("'{name}' is your work: it stays, and the result goes beside it.").format(name=name))
         self.host.watch()
+
+    def greeted(self) -> None:
+        """The engine has told what it has, or has failed to: a click that waited for it is done now."""
+        waited, self._waits = self._waits, False
+        if waited and self.logic.models:
+            self.onAutoSegment()
 
     @slot
     def onUndo(self) -> None:
@@ -102,4 +117,4 @@ class SegmentPanel(Panel):
         self.host.log_error(event)
         self.host.refresh()
         if event["kind"] == "user":
-            self.host.greet()  # the model may have been removed: the list is read anew
+            self.host.greet(quietly=True)  # the model may have been removed: the list is read anew

@@ -14,11 +14,14 @@ from pathlib import Path
 from pgpsam.errors import UserError
 from pgpsam.pages import write_whole
 from pgpsam.report import OrganRow, organ_table, overview_png
-from pgpsam.segmenter import Segmenter, Step
+from pgpsam.segmenter import Segmenter, Step, is_memory_error
 from pgpsam.volume import output_extension, read_volume, volume_name, write_array
 
 TABLE = "organs.csv"
-_COLUMNS = ("volume", "organ", "ml", "mean_hu", "confidence", "slices", "slices_to_check", "cut_off", "model")
+_COLUMNS = (
+    *("volume", "organ", "ml", "mean_hu", "confidence", "slices", "slices_to_check", "cut_off"),
+    *("model", "asked_for", "source"),
+)
 
 
 def name_sources(inputs: Sequence[str | Path]) -> dict[str, Path]:
@@ -33,7 +36,9 @@ def name_sources(inputs: Sequence[str | Path]) -> dict[str, Path]:
         if not path.exists():
             raise UserError(f"no such file or folder: {path}")
         if name in sources:
-            raise UserError(f"{sources[name]} and {path} would both be called {name}", "Rename one, or run them apart.")
+            raise UserError(
+                f"{sources[name]} and {path} would both be called {name}", "Rename one, or use another --out."
+            )
         sources[name] = path
     return sources
 
@@ -67,55 +72,87 @@ def segment_cohort(
         The names of the volumes that could not be segmented.
 
     Raises:
-        UserError: an unknown organ or extension, or the folder or the disk refuses.
+        UserError: an unknown organ or extension, a result that would overwrite an input or another volume's result, or
+            the folder or the disk refuses.
         Cancelled: `cancelled` said so; finished volumes stay.
     """
-    segmenter.label_set.select(organs)
+    asked = ", ".join(segmenter.label_set.select(organs).names)
     output_extension(f"labels{extension}")
-    table = out / TABLE
     try:
         out.mkdir(parents=True, exist_ok=True)
-        rows = list(csv.DictReader(io.StringIO(table.read_text(encoding="utf-8")))) if table.is_file() else []
     except OSError as error:
         raise UserError(f"{out} cannot be used: {error.strerror}", "Choose another folder.") from error
+    check_results(sources, out, extension)
     failed = []
     for name, source in sources.items():
         labels = out / f"{name}{extension}"
-        if labels.is_file() and any(row["volume"] == name and row["model"] == segmenter.name for row in rows):
+        mark = {"volume": name, "model": segmenter.name, "asked_for": asked, "source": str(source.resolve())}
+        if labels.is_file() and any(mark.items() <= row.items() for row in read_table(out)):
             say(f"{name}: done before")
             continue
         try:
             volume = read_volume(source)
             report = (lambda step, name=name: progress(name, step)) if progress else None
             result = segmenter.segment(volume, organs, progress=report, cancelled=cancelled)
-        except UserError as error:
-            say(f"{name}: {error}")
+        except (UserError, RuntimeError, MemoryError) as error:
+            if not isinstance(error, UserError) and not is_memory_error(error):
+                raise
+            say(f"{name}: {error if isinstance(error, UserError) else 'not enough memory'}")
             failed.append(name)
             continue
         write_array(labels, result.labels, volume, "labels", result.label_set)
         if pictures:
             overview_png(volume, result, out / f"{name}.png")
-        found = [_row(name, row, segmenter.name) for row in organ_table(volume, result) if row.ml > 0]
-        rows = [row for row in rows if row["volume"] != name] + (found or [_nothing(name, segmenter.name)])
-        write_whole({table: _text(rows)})
+        found = [_figures(row) for row in organ_table(volume, result) if row.ml > 0]
+        others = [row for row in read_table(out) if row["volume"] != name]
+        write_whole({out / TABLE: _text(others + [{**mark, **figures} for figures in found or [{}]])})
         say(f"{name}: {len(found)} organs in {sum(result.seconds.values()):.0f} s")
     return failed
 
 
-def _row(name: str, row: OrganRow, model: str) -> dict[str, str]:
+def check_results(sources: Mapping[str, Path], out: Path, extension: str) -> None:
+    """Refuse to overwrite what is not an earlier result of the same volume.
+
+    Raises:
+        UserError: it would.
+    """
+    inputs = {path.resolve() for path in sources.values()}
+    made = {row["volume"]: row["source"] for row in read_table(out)}
+    for name, source in sources.items():
+        if (out / f"{name}{extension}").resolve() in inputs or (out / f"{name}.png").resolve() in inputs:
+            raise UserError(f"the result of {source} would overwrite an input", "Give another --out.")
+        if made.get(name, str(source.resolve())) != str(source.resolve()):
+            raise UserError(f"{out} already holds a result called {name}, of {made[name]}", "Give another --out.")
+
+
+def read_table(out: Path) -> list[dict[str, str]]:
+    """The rows of organs.csv, [] without one.
+
+    Raises:
+        UserError: it is not such a table, after an edit in a spreadsheet, say.
+    """
+    path = out / TABLE
+    try:
+        if not path.is_file():
+            return []
+        reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")), strict=True)
+        rows = list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read: {error}", "Move it away; its volumes are then done again.") from error
+    if tuple(reader.fieldnames or ()) != _COLUMNS or any(None in row.values() or None in row for row in rows):
+        raise UserError(f"{path} is not the table of a cohort", "Move it away; its volumes are then done again.")
+    return rows
+
+
+def _figures(row: OrganRow) -> dict[str, str]:
     checks = " ".join(str(z + 1) for z in row.slices_to_check)
-    values = (name, row.name, f"{row.ml:.2f}", f"{row.mean_hu:.1f}", f"{row.confidence:.3f}", str(row.slices), checks)
-    return dict(zip(_COLUMNS, (*values, str(int(row.cut_off)), model), strict=True))
-
-
-def _nothing(name: str, model: str) -> dict[str, str]:
-    """The row of a volume in which no organ was found."""
-    return {**dict.fromkeys(_COLUMNS, ""), "volume": name, "model": model}
+    values = (row.name, f"{row.ml:.2f}", f"{row.mean_hu:.1f}", f"{row.confidence:.3f}", str(row.slices), checks)
+    return dict(zip(_COLUMNS[1:8], (*values, str(int(row.cut_off))), strict=True))
 
 
 def _text(rows: Sequence[Mapping[str, str]]) -> bytes:
     text = io.StringIO()
-    writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(text, _COLUMNS, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue().encode()

@@ -14,7 +14,8 @@ from scipy import ndimage
 from .labels import LabelSet
 
 MIN_ML = 0.03  # about one voxel of 3 mm: no organ is that small, and one that is cut off there is not missed
-MIN_SHARE = 0.3  # of the largest piece: one that large is a part of the organ whose link was missed, not noise
+AORTA = "15825003"  # SNOMED CT; its ascending and descending part meet only in the arch
+MIN_SHARE = 0.3  # of the larger of the two: a piece of that size is no noise
 _NEIGHBOURS = np.ones((3, 3, 3), dtype=bool)  # pieces that touch by a corner are one piece
 
 
@@ -26,10 +27,10 @@ def keep_components(
 ) -> NDArray[np.uint8]:
     """Leaves of every organ that is anatomically one piece its largest connected piece.
 
-    Two exceptions. A piece of at least `MIN_SHARE` of the largest stays: the ascending aorta, say, where the arch was
-    missed. And where the largest piece reaches the first or last slice, others that reach the same slice stay too,
-    for they may join it outside the scan. So do the ascending and the descending aorta in a scan that ends
-    below the arch, and the lobes of a liver in a thin slab.
+    Two exceptions. The aorta's pieces of at least `MIN_SHARE` of the largest stay, for where the arch was missed, its
+    ascending and descending part are two. And where the largest piece reaches the first or last slice, others that
+    reach the same slice stay too, for they may join it outside the scan: the two parts of the aorta in a scan that
+    ends below the arch, and the lobes of a liver in a thin slab.
 
     What is removed becomes background, never another organ; no voxel is added. Organs that may have several
     pieces (``single=False``) and ids that are not in the label set stay exactly as they are.
@@ -51,17 +52,20 @@ def keep_components(
         if label.single and box is not None:
             organ = labels[box] == label.id
             ends = (box[0].start == 0, box[0].stop == len(labels))
-            kept[box][organ] = np.where(_of_organ(organ, ends, min_voxels), label.id, 0)
+            share = MIN_SHARE if label.type.value == AORTA else 1.0
+            kept[box][organ] = np.where(_of_organ(organ, ends, min_voxels, share), label.id, 0)
     return kept
 
 
-def _of_organ(organ: NDArray[np.bool_], ends: tuple[bool, bool], min_voxels: float) -> NDArray[np.bool_]:
+def _of_organ(
+    organ: NDArray[np.bool_], ends: tuple[bool, bool], min_voxels: float, min_share: float
+) -> NDArray[np.bool_]:
     """Which voxels of a mask belong to its largest piece, to one not much smaller, or to one that may join it outside.
 
     Args:
         organ: ``[z, y, x]``, not empty, cropped to what it holds.
         ends: whether its first and its last slice are the scan's.
-        min_voxels: smaller pieces are left out.
+        min_voxels: smaller pieces are left out. min_share: of the largest piece's size, from which another stays.
 
     Returns:
         ``[voxel]``, for the mask's voxels in the order of ``array[organ]``.
@@ -70,7 +74,7 @@ def _of_organ(organ: NDArray[np.bool_], ends: tuple[bool, bool], min_voxels: flo
     piece = pieces[organ]
     sizes = np.bincount(piece, minlength=count + 1)
     largest = int(sizes.argmax())
-    stays = sizes >= MIN_SHARE * sizes[largest]
+    stays = sizes >= min_share * sizes[largest]
     for is_end, end in zip(ends, (pieces[0], pieces[-1]), strict=True):
         if is_end and (end == largest).any():
             stays[end] = True  # the background too, which has no voxels here

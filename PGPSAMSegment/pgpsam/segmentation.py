@@ -40,9 +40,8 @@ class Segmentation:
 
     Attributes:
         labels: uint8 ``[z, y, x]``, ids of `label_set`, 0 for background.
-        confidence: float32 ``[z, y, x]`` in 0..1, of whatever `labels` says there, background included.
-        presence: float32 ``[z, N]`` in 0..1, for each organ of the model's label set the highest share that it reaches
-            in a slice, also where another class wins; 0 in slices that were skipped.
+        confidence: float32 ``[z, y, x]`` in 0..1, of whatever `labels` says there, background included; where the
+            clean-up took an organ away, what was left for everything else.
         regions: uint8 ``[z, y, x]``, the id of the organ whose prompt attended there, 0 for none.
         points: the peaks of the prompts, in any order.
         seconds: wall-clock time by stage, in the order of the stages.
@@ -53,7 +52,6 @@ class Segmentation:
 
     labels: NDArray[np.uint8]
     confidence: NDArray[np.float32]
-    presence: NDArray[np.float32]
     regions: NDArray[np.uint8]
     points: list[PromptPoint]
     seconds: dict[str, float]

@@ -104,7 +104,7 @@ class Segmenter:
             cancelled: asked before every batch.
             partial: called after every batch with the label volume so far, uint8 [z, y, x], and the number of
                 slices in it.
-            clean: keep one component of each organ that is one.
+            clean: take stray pieces away, see `keep_components`.
 
         Raises:
             UserError: an organ that the model does not know, or not enough memory for a single slice.
@@ -117,7 +117,6 @@ class Segmenter:
         depth, height, width = volume.shape
         labels = np.zeros((depth, height, width), np.uint8)
         confidence = np.ones((depth, height, width), np.float32)
-        presence = np.zeros((depth, len(self.label_set)), np.float32)
         regions = np.zeros((depth, height, width), np.uint8)
         attention: dict[int, torch.Tensor] = {}
         lookup = torch.zeros(len(self.label_set) + 1, dtype=torch.uint8)
@@ -132,11 +131,9 @@ class Segmenter:
         done = 0
         for indices, output in self._outputs(volume, frame, todo, cancelled):
             for i, z in enumerate(indices):
-                shares = box_scores(output.logits[i][None], frame)[0].softmax(0)  # [1 + N, h, w]
-                best, winner = shares.max(0)
+                best, winner = box_scores(output.logits[i][None], frame)[0].softmax(0).max(0)
                 labels[z, y0:y1, x0:x1] = lookup[winner.cpu()].numpy()
                 confidence[z, y0:y1, x0:x1] = best.cpu().numpy()
-                presence[z] = shares[1:].amax((1, 2)).cpu().numpy()
                 if output.attention is not None:
                     attention[z] = output.attention[i, 1:].float().cpu()
             done += len(indices)
@@ -149,13 +146,15 @@ class Segmenter:
 
         started = time.monotonic()
         if clean:
-            labels = keep_components(labels, wanted, volume.spacing)
+            kept = keep_components(labels, wanted, volume.spacing)
+            confidence[kept != labels] = 1 - confidence[kept != labels]
+            labels = kept
         for z, one in attention.items():
             found = np.isin(self.label_set.ids, labels[z])
             regions[z, y0:y1, x0:x1] = region_labels(one, torch.from_numpy(found), ids, frame).numpy()
         points = peak_points(attention, labels, self.label_set, frame, volume.spacing[2])
         seconds["clean up"] = time.monotonic() - started
-        return Segmentation(labels, confidence, presence, regions, points, seconds, str(self.device), self.name, wanted)
+        return Segmentation(labels, confidence, regions, points, seconds, str(self.device), self.name, wanted)
 
     def _outputs(
         self, volume: Volume, frame: Frame, todo: Sequence[int], cancelled: Callable[[], bool] | None

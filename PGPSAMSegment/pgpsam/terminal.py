@@ -80,6 +80,8 @@ class ProgressReporter:
             print(json.dumps(values), file=sys.stderr, flush=True)
         elif self.bars:
             if stage not in self.tasks:
+                for old in self.bars.tasks[:-3]:  # of a long list of volumes, the last few stay in sight
+                    self.bars.update(old.id, visible=not old.finished)
                 self.tasks[stage] = self.bars.add_task(stage, total=total, note="")
             self.bars.update(self.tasks[stage], completed=done, total=total, note=note)
 

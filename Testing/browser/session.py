@@ -79,6 +79,9 @@ class Session:
     def open_uploaded(self, files: list[dict[str, Any]]) -> None:
         """Loads what the browser has sent: one file, or those of a DICOM series."""
         with TemporaryDirectory() as folder, self._state:
+            if self.logic.busy:  # its organs would be drawn over the other volume
+                self.fail("A volume is being segmented: open another one when it is done, or cancel.")
+                return
             try:
                 self._add_volume(load_files(self._app, write_client_files_to_dir(files, folder), files[0]["name"]))
             except LoadError as error:

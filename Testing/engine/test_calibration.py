@@ -21,9 +21,7 @@ def case():
     confidence = np.ones((3, 2, 4), np.float32)
     confidence[0, 0] = 0.6, 0.8, 0.5, 0.5
     confidence[1, 0] = 0.96
-    presence = np.zeros((3, 2), np.float32)
-    presence[2, 1] = 0.45
-    return predicted, reference, confidence, presence
+    return predicted, reference, confidence
 
 
 def test_organ_slices_of_a_hand_worked_example(case):
@@ -32,14 +30,11 @@ def test_organ_slices_of_a_hand_worked_example(case):
     assert liver.dice == pytest.approx(2 * 2 / 6)
     assert liver.confidence == pytest.approx((0.6 + 0.8 + 0.5 + 0.5) / 4)
     assert (right.dice, right.confidence) == (1, pytest.approx(0.96))
-    # Missed: as unsure as the model was tempted to see it.
-    assert (spleen.z, spleen.dice, spleen.predicted, spleen.reference) == (2, 0, 0, 4)
-    assert spleen.confidence == pytest.approx(0.55)
+    assert (spleen.z, spleen.dice, spleen.confidence, spleen.predicted, spleen.reference) == (2, 0, None, 0, 4)
 
 
 def test_reliability_of_a_hand_worked_example(case):
-    predicted, reference, confidence, _ = case
-    found = reliability(predicted, reference, confidence)
+    found = reliability(*case)
     assert found.voxels.sum() == 12  # background in both is left out
     assert (found.voxels[10], found.right[10]) == (2, 0)  # confidence 0.5, both wrong
     assert (found.voxels[19], found.right[19]) == (8, 4)  # four right of 0.96, four missed of 1.0
@@ -51,21 +46,21 @@ def test_reliability_of_a_hand_worked_example(case):
 
 
 def test_failures_among_the_least_confident():
-    rows = [
-        OrganSlice("c", z, "liver", dice, conf, 9, 9)
-        for z, (dice, conf) in enumerate([(0.1, 0.3), (0.9, 0.4), (0.2, 0.5), (0.9, 0.9), (0.3, 0.96)])
-    ]
-    found = failures_found(rows, looked_at=0.6)
-    assert (found["slices"], found["failed"], found["looked_at"], found["found"]) == (5, 3, 3, 2)
-    assert found["recall"] == found["precision"] == pytest.approx(2 / 3)
+    values = [(0.1, 0.3), (0.9, 0.4), (0.2, 0.5), (0.9, 0.9), (0.3, 0.96)]
+    rows = [OrganSlice("c", z, "liver", dice, sure, 9, 9) for z, (dice, sure) in enumerate(values)]
+    missed = OrganSlice("c", 9, "liver", 0.0, None, 0, 9)
+    found = failures_found([missed, *rows], looked_at=0.6)
+    assert [found[key] for key in ("segmented", "failed", "missed", "looked_at", "found")] == [5, 3, 1, 3, 2]
+    assert found["recall"] == pytest.approx(2 / 4)
+    assert found["precision"] == pytest.approx(2 / 3)
     assert failures_found([])["recall"] is None
 
 
 def test_what_is_written(case, tmp_path):
     rows = organ_slices(*case, ORGANS, "c")
-    summary = write_calibration(rows, reliability(*case[:3]), tmp_path, "quick <on> data", ["liver"])
-    assert (summary["reported"]["slices"], summary["all"]["slices"]) == (2, 3)
-    assert summary["all"]["failed"] == 1
+    summary = write_calibration(rows, reliability(*case), tmp_path, "quick <on> data", ["liver"])
+    assert (summary["reported"]["segmented"], summary["all"]["segmented"]) == (2, 2)
+    assert (summary["reported"]["missed"], summary["all"]["missed"]) == (0, 1)
     assert json.loads((tmp_path / "confidence.json").read_text(encoding="utf-8")) == summary
     with (tmp_path / "confidence.csv").open(encoding="utf-8") as file:
         assert [row["organ"] for row in csv.DictReader(file)] == ["liver", "liver", "spleen"]

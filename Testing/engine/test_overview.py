@@ -40,7 +40,6 @@ def result(
     return Segmentation(
         labels,
         confidence,
-        np.zeros((len(labels), 13), np.float32),
         regions,
         points or [],
         {"encode": 2.0},

@@ -41,7 +41,6 @@ def segmentation(points: list[PromptPoint] | None = None) -> Segmentation:
     return Segmentation(
         labels,
         confidence,
-        np.zeros((len(labels), 13), np.float32),
         regions,
         points or [],
         seconds,
@@ -224,9 +223,7 @@ def test_a_patient_is_reported(shared_data: Path, tmp_path: Path) -> None:
     image = read_volume(shared_data / "samples" / "ts_abdomen_ct.nii.gz")
     labels = read_labels_on(image, shared_data / "samples" / "ts_abdomen_seg.nii.gz").astype(np.uint8)
     ones = np.ones(labels.shape, dtype=np.float32)
-    given = Segmentation(
-        labels, ones, np.zeros((len(labels), 13), np.float32), labels, [], {"encode": 1.0}, "cpu", "drawn", ABDOMEN
-    )
+    given = Segmentation(labels, ones, labels, [], {"encode": 1.0}, "cpu", "drawn", ABDOMEN)
     rows = organ_table(image, given)
     for row in rows:
         assert row.ml == pytest.approx(0.027 * np.count_nonzero(labels == row.id), rel=1e-5)

@@ -18,7 +18,6 @@ def result(labels: NDArray[np.uint8], confidence: NDArray[np.float32] | None = N
     return Segmentation(
         labels,
         confidence,
-        np.zeros((len(labels), 13), np.float32),
         np.zeros_like(labels),
         [],
         {},

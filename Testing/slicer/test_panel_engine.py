@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -24,11 +25,78 @@ def test_without_an_engine_the_panel_says_so_and_starts_nothing(make_bench, host
     add_volume(host)
     bench.widget.enter()
     assert bench.ui.engineStatus.text() == "Not installed."
-    assert "open the section Engine and press Install" in bench.ui.hintLabel.text()
-    assert not bench.ui.autoSegmentButton.isEnabled()
+    assert bench.ui.hintLabel.text() == "The engine is not installed: Auto-segment offers to do it."
     assert bench.ui.installButton.isEnabled()
     assert not bench.ui.removeButton.isEnabled()
     assert not bench.widget.timer.isActive()
+
+
+def test_auto_segment_offers_to_install_the_engine(make_bench, host, tmp_path):
+    bench = make_bench(mode="")
+    add_volume(host)
+    bench.widget.enter()
+    wheels = tmp_path / "wheels"
+    make_wheel(wheels, "torch", "2.9.0")
+    bench.ui.wheelsFolder.setCurrentPath(str(wheels))
+    bench.window.agrees = False
+    bench.ui.autoSegmentButton.click()
+    (question,) = bench.window.questions
+    assert "Install the engine?" in question
+    assert bench.ui.engineStatus.text() == "Not installed."
+
+
+def test_a_folder_of_the_users_is_never_taken_for_the_engines(tmp_path):
+    documents = tmp_path / "Documents"
+    documents.mkdir()
+    (documents / "thesis.txt").write_text("years of work")
+    with pytest.raises(install.InstallError, match="holds other files"):
+        install.use_python(sys.executable, {"version": "0.1.0"}, documents)
+    with pytest.raises(install.InstallError, match="was not made by this extension"):
+        install.remove(documents)
+    assert [path.name for path in documents.iterdir()] == ["thesis.txt"]
+
+
+def test_a_removal_that_was_stopped_by_a_file_in_use_can_be_repeated(tmp_path, monkeypatch):
+    folder = tmp_path / "engine"
+    install.use_python(sys.executable, {"version": "0.1.0"}, folder)
+    (folder / "packages").mkdir()
+    remove_tree, refused = shutil.rmtree, []
+
+    def in_use(path, *arguments):
+        if not refused:
+            refused.append(path)
+            raise PermissionError(13, "in use")
+        remove_tree(path, *arguments)
+
+    monkeypatch.setattr(shutil, "rmtree", in_use)
+    with pytest.raises(PermissionError):
+        install.remove(folder)
+    assert install.status(folder).state == "broken"
+    install.remove(folder)
+    assert not folder.exists()
+
+
+def test_a_click_before_the_engine_has_answered_still_keeps_to_the_ticks(make_bench, host):
+    bench = make_bench()
+    add_volume(host)
+    bench.parameters.skippedOrgans = ["spleen"]
+    bench.ui.autoSegmentButton.click()
+    bench.wait_idle()
+    assert names(bench.parameters.outputSegmentation) == ["liver"]
+
+
+def test_a_volume_that_changes_meanwhile_gets_no_result(make_bench, host):
+    """As a sequence's proxy does when another frame is shown."""
+    bench = make_bench("slow")
+    volume = add_volume(host)
+    bench.open()
+    bench.ui.autoSegmentButton.click()
+    bench.wait(lambda: "CT (segmenting)" in segmentations())
+    slicer.util.arrayFromVolume(volume)[0, 0, 0] += 1
+    (bench.models.parent / "go on").touch()
+    bench.wait_idle()
+    assert "changed while it was segmented" in bench.status
+    assert segmentations() == []
 
 
 def test_an_installation_is_refused_with_the_reason(make_bench, tmp_path):
@@ -37,7 +105,7 @@ def test_an_installation_is_refused_with_the_reason(make_bench, tmp_path):
     empty.mkdir()
     bench.ui.wheelsFolder.setCurrentPath(str(empty))
     bench.ui.installButton.click()
-    assert "holds no wheels" in bench.status
+    assert "holds no wheels" in bench.ui.installStatus.text()
     assert bench.window.questions == []
     assert bench.widget.engine.installation is None
 
@@ -160,7 +228,7 @@ def test_a_removed_model_is_named_and_leaves_the_list(make_bench, host):
     (bench.models / "spleens" / "model.json").unlink()
     bench.ui.autoSegmentButton.click()
     bench.wait_idle()
-    assert "No model 'spleens'. Known: abdomen-ct" in bench.log
+    assert bench.status == "No model 'spleens'. Known: abdomen-ct"
     assert [bench.ui.model.itemData(n) for n in range(bench.ui.model.count())] == ["abdomen-ct"]
     assert "The model 'spleens' is not installed: 'abdomen-ct' is chosen instead." in bench.log
     assert names(bench.segment()) == ["liver", "spleen"]
@@ -175,7 +243,7 @@ def test_a_full_disk_is_one_line(make_bench, host):
     bench.open()
     bench.ui.autoSegmentButton.click()
     bench.wait_idle()
-    assert "No space left on device" in bench.log
+    assert "No space left on device" in bench.status
     assert "Traceback" not in bench.log
     assert segmentations() == []
 

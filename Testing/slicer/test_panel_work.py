@@ -128,7 +128,7 @@ def test_pairs_of_the_scene_are_added_and_removed(bench):
     bench.ui.trainingVolume.setCurrentNode(bench.volume)
     bench.ui.trainingSegmentation.setCurrentNode(node)
     bench.ui.addCaseButton.click()
-    assert "has no segments" in bench.status
+    assert "has no segments" in bench.ui.adaptStatus.text()
     paint(node, "lesion", bench.volume, np.ones(slicer.util.arrayFromVolume(bench.volume).shape, bool))
     bench.ui.addCaseButton.click()
     assert bench.ui.cases.item(0).text() == "drawn on CT"

@@ -50,7 +50,9 @@ def test_the_worst_slices_come_first_and_neighbours_are_one(host, tmp_path: Path
     node = shown(tmp_path, add_volume(host), DOUBTS)
     found = [(item.organ, item.slices, item.slice, item.confidence) for item in review.items(node)]
     assert found == [("right kidney", "2", 2, 0.2), ("liver", "2-3", 3, 0.5), ("liver", "5", 5, 0.7)]
-    assert review.slices_to_check(node) == {"liver": "2-3, 5", "right kidney": "2"}
+    chosen = [item.segment for item in review.items(node)]
+    assert review.slices_to_check(node, chosen) == {"liver": "2-3, 5", "right kidney": "2"}
+    assert review.slices_to_check(node, chosen[:1]) == {"right kidney": "2"}
     assert table.rows(node)["liver"][3] == "2-3, 5"
     assert review.progress(node) == "0 of 3 places checked; next: right kidney, slice 2"
 
@@ -87,6 +89,28 @@ def test_going_through_the_list(host, tmp_path: Path) -> None:
     assert review.step(node, -1).organ == "right kidney"
     review.select(node, review.items(node)[2])
     assert (review.current(node).slices, review.current(node).checked) == ("5", True)
+
+
+@pytest.mark.parametrize("status", ["Flagged", "Completed"])
+def test_a_status_that_the_user_gave_stays_while_places_are_checked(host, tmp_path: Path, status: str) -> None:
+    node = shown(tmp_path, add_volume(host), DOUBTS)
+    logic = slicer.vtkSlicerSegmentationsModuleLogic
+    first = next(item for item in review.items(node) if item.organ == "liver")
+    segment = node.GetSegmentation().GetSegment(first.segment)
+    logic.SetSegmentStatus(segment, getattr(logic, status))
+    review.mark(node, first)
+    assert logic.GetSegmentStatus(segment) == getattr(logic, status)
+    assert next(item for item in review.items(node) if item.organ == "liver").checked
+
+
+def test_the_table_names_the_slices_of_the_segment_that_it_measures(host, tmp_path: Path) -> None:
+    """A checked liver stays, and the new one goes beside it: the row "liver" is the new one's."""
+    volume = add_volume(host)
+    node = shown(tmp_path, volume, DOUBTS)
+    review.mark(node, next(item for item in review.items(node) if item.organ == "liver"))
+    scene.show_result(volume, write_result(tmp_path / "out", labels_of(), slice_confidence={"liver": {4: 0.3}}), node)
+    assert "liver (2)" in names(node)
+    assert table.rows(node)["liver"][3] == "4"
 
 
 def test_what_was_checked_is_the_users(host, tmp_path: Path) -> None:

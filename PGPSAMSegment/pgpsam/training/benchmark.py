@@ -113,9 +113,19 @@ def check_same(words: Sequence[str], folder: Path) -> None:
     Raises:
         UserError: it had.
     """
-    command = shlex.join(["python", "Training/finetune.py", *words])
-    if not str(load_spec(folder).training["command"]).startswith(command):
+    recorded = shlex.split(str(load_spec(folder).training["command"]))[2:]
+    if _meaning(recorded) != _meaning(words):
         raise UserError(f"{folder} was run with other settings than now", "Give the same ones, or another --out.")
+
+
+def _meaning(words: Sequence[str]) -> list[str]:
+    """A command's words without those that its result does not depend on."""
+    kept, skip = [], False
+    for word in words:
+        if not skip and word not in ("--device", "--progress", "--resume"):
+            kept.append(word)
+        skip = not skip and word in ("--device", "--progress")
+    return kept
 
 
 def run_row(words: Sequence[str], folder: Path, progress: str) -> int:
@@ -150,10 +160,12 @@ def run_all(
         UserError: a run that is done had another budget or other settings.
     """
     failed = []
-    for row in rows:
-        folder, words = out / row.name, arguments(row, dataset, out, slices_seen, extra)
+    plans = [(row, out / row.name, arguments(row, dataset, out, slices_seen, extra)) for row in rows]
+    for _, folder, words in plans:
         if is_done(folder):
             check_same(words, folder)
+    for row, folder, words in plans:
+        if is_done(folder):
             say(f"{row.name}: done before")
             continue
         say(f"{row.name} ...")
@@ -231,7 +243,7 @@ def page(groups: Sequence[Group], dataset: Dataset, command: str, picture: str) 
         "",
         f"Data: {dataset.name}, {len(dataset.cases)} patients. Held out: {split} (folds: every patient once).",
         "Every method: the same base weights, the same slices, the same number of slices seen in training; whole",
-        "volumes, every slice, the largest component of one-piece organs. Dice, HD95 and NSD at 2 mm are means over",
+        "volumes, every slice, stray pieces of one-piece organs removed. Dice, HD95 and NSD at 2 mm are means over",
         f"{reported} organs, ± the standard deviation over runs. Slices: annotated ones with organs.",
         "",
         f"![Dice over annotated slices]({picture})",

@@ -1,8 +1,8 @@
 """Whether the model's confidence can be believed: is it 0.8 where 8 of 10 voxels are right, and does it find errors?
 
 Two looks at the same results. *Reliability*: of the voxels with a confidence, the share that is right. *Failures*: of
-the organs' slices with a Dice under 0.5, the share among the 10 % least confident ones, which is what a reviewer who
-looks at those alone would find.
+the organs' slices with a Dice under 0.5, the share that a reviewer finds who looks at the least confident 10 % of what
+was segmented. Where an organ was missed altogether there is nothing to look at: a failure that nobody finds.
 """
 
 from __future__ import annotations
@@ -34,8 +34,7 @@ class OrganSlice:
     Attributes:
         z: canonical index.
         dice: 0..1.
-        confidence: 0..1; the mean over the organ's voxels, or where none was found, one minus the highest share that
-            the organ reaches in the slice.
+        confidence: 0..1, the mean over the organ's voxels; None where none was found.
         predicted, reference: voxels.
     """
 
@@ -43,7 +42,7 @@ class OrganSlice:
     z: int
     organ: str
     dice: float
-    confidence: float
+    confidence: float | None
     predicted: int
     reference: int
 
@@ -75,7 +74,6 @@ def organ_slices(
     predicted: NDArray[np.integer[Any]],
     reference: NDArray[np.integer[Any]],
     confidence: NDArray[np.float32],
-    presence: NDArray[np.float32],
     organs: Sequence[str],
     case: str = "",
 ) -> list[OrganSlice]:
@@ -84,7 +82,6 @@ def organ_slices(
     Args:
         predicted, reference: class indices [z, y, x], 0 for background, i for the i-th organ.
         confidence: [z, y, x], of what was predicted.
-        presence: [z, N], the highest share of each organ in each slice.
         organs: their N names.
     """
     depth, classes = len(predicted), len(organs) + 1
@@ -100,9 +97,9 @@ def organ_slices(
     rows = []
     for z, organ in np.argwhere((found + drawn)[:, 1:] > 0):
         n, m = int(found[z, organ + 1]), int(drawn[z, organ + 1])
-        share = sure[z, organ + 1] / n if n else 1.0 - presence[z, organ]
-        dice = 2.0 * common[z, organ + 1] / (n + m)
-        rows.append(OrganSlice(case, int(z), organs[organ], float(dice), float(share), n, m))
+        share = float(sure[z, organ + 1] / n) if n else None
+        dice = float(2.0 * common[z, organ + 1] / (n + m))
+        rows.append(OrganSlice(case, int(z), organs[organ], dice, share, n, m))
     return rows
 
 
@@ -122,22 +119,30 @@ def reliability(
     )
 
 
+def least_confident_first(rows: Sequence[OrganSlice]) -> list[OrganSlice]:
+    """Those in which the organ was found, as a reviewer goes through them."""
+    return sorted((row for row in rows if row.predicted), key=lambda row: row.confidence or 0.0)
+
+
 def failures_found(rows: Sequence[OrganSlice], looked_at: float = LOOKED_AT) -> dict[str, Any]:
     """What a reviewer of the least confident slices finds.
 
     Returns:
-        ``slices``, ``failed``, ``looked_at`` and ``found``: numbers of organ slices; ``recall`` = found / failed and
-        ``precision`` = found / looked_at, null where there is nothing to divide by.
+        Numbers of organ slices: ``segmented``, ``failed`` of them or ``missed`` altogether, ``looked_at`` and
+        ``found`` among these. ``recall`` = found / (failed + missed) and ``precision`` = found / looked_at, null where
+        there is nothing to divide by.
     """
-    order = sorted(rows, key=lambda row: row.confidence)
-    seen = order[: round(looked_at * len(rows))]
-    failed, found = (sum(row.dice < FAILED for row in some) for some in (rows, seen))
+    order = least_confident_first(rows)
+    seen = order[: round(looked_at * len(order))]
+    failed, found = (sum(row.dice < FAILED for row in some) for some in (order, seen))
+    missed = len(rows) - len(order)
     return {
-        "slices": len(rows),
+        "segmented": len(order),
         "failed": failed,
+        "missed": missed,
         "looked_at": len(seen),
         "found": found,
-        "recall": found / failed if failed else None,
+        "recall": found / (failed + missed) if failed + missed else None,
         "precision": found / len(seen) if seen else None,
     }
 
@@ -165,7 +170,9 @@ def write_calibration(
     text = io.StringIO()
     writer = csv.DictWriter(text, [f.name for f in fields(OrganSlice)], lineterminator="\n")
     writer.writeheader()
-    writer.writerows({**asdict(row), "dice": f"{row.dice:.4f}", "confidence": f"{row.confidence:.4f}"} for row in rows)
+    for row in rows:
+        sure = "" if row.confidence is None else f"{row.confidence:.4f}"
+        writer.writerow({**asdict(row), "dice": f"{row.dice:.4f}", "confidence": sure})
     write_whole(
         {
             folder / "confidence.csv": text.getvalue().encode(),
@@ -178,8 +185,8 @@ def write_calibration(
 
 def _body(rows: Sequence[OrganSlice], reliable: Reliability, summary: dict[str, Any], title: str) -> str:
     lines = [
-        f"{group}: {found['failed']} of {found['slices']} organ slices have a Dice under {FAILED:g}; "
-        f"the {found['looked_at']} least confident ones hold {found['found']} of them."
+        f"{group}: {found['failed']} of {found['segmented']} organ slices have a Dice under {FAILED:g}, and "
+        f"{found['missed']} were missed; the {found['looked_at']} least confident ones hold {found['found']} of these."
         for group, found in (("Reported organs", summary["reported"]), ("All organs", summary["all"]))
     ]
     picture = image(calibration_plot(rows, reliable), "Reliability, and failures found by share looked at")
@@ -204,10 +211,12 @@ def calibration_plot(rows: Sequence[OrganSlice], reliable: Reliability) -> bytes
     )
     left.bar((np.arange(BINS) + 0.5) / BINS, reliable.voxels / max(1.0, reliable.voxels.sum()), 0.9 / BINS, alpha=0.3)
     left.set(xlabel="confidence", ylabel="share of voxels that are right", xlim=(0, 1), ylim=(0, 1.02))
-    failed = np.array([row.dice < FAILED for row in sorted(rows, key=lambda row: row.confidence)])
+    order = least_confident_first(rows)
+    failed = np.array([row.dice < FAILED for row in order])
     share = np.arange(1, len(failed) + 1) / max(1, len(failed))
+    every = max(1, failed.sum() + len(rows) - len(order))
     right.plot([0, 1], [0, 1], color="#808a95", linewidth=1)
-    right.plot(share, np.cumsum(failed) / max(1, failed.sum()), color="#3b8eea")
+    right.plot(share, np.cumsum(failed) / every, color="#3b8eea")
     right.axvline(LOOKED_AT, color="#808a95", linestyle=":")
     right.set(xlabel="least confident organ slices looked at", ylabel="failures found", xlim=(0, 1), ylim=(0, 1.02))
     for axes in (left, right):

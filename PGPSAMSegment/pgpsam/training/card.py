@@ -73,8 +73,8 @@ def _confidence(spec: ModelSpec) -> str:
     every = found["all"]
     return (
         f"The confidence is the network's own: {found['calibration_error']:.2f} off on average, in organs. The "
-        f"{every['looked_at']} least confident of {every['slices']} organ slices hold {every['found']} of the "
-        f"{every['failed']} with a Dice under 0.5."
+        f"{every['looked_at']} least confident of {every['segmented']} organ slices hold {every['found']} of the "
+        f"{every['failed']} with a Dice under 0.5; {every['missed']} more were missed altogether."
     )
 
 

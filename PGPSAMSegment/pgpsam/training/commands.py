@@ -137,9 +137,11 @@ def evaluate_main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="evaluate.py", description="Dice, HD95 (mm) and NSD on whole volumes.")
     parser.add_argument("--model", required=True, help="a model folder or the name of an installed model")
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True, help="folder for scores.csv, scores.json, scores.html")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for scores.* and confidence.* (csv, json, html)"
+    )
     parser.add_argument("--cases", nargs="+", metavar="CASE", help="default: the data set's validation cases")
-    parser.add_argument("--no-clean-up", action="store_true", help="score without keeping largest components")
+    parser.add_argument("--no-clean-up", action="store_true", help="score with stray pieces")
     add_common(parser)
     return run(_evaluate, parser.parse_args(arguments))
 

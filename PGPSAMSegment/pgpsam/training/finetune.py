@@ -257,11 +257,12 @@ def finetune(
         else Replay(network, samples, order, augmenter, settings.batch, settings.replay, settings.seed)
     )
     average = Average(trained_tensors(network), settings.average)
+    run = run_key(settings, samples)
     counts = pixel_counts(samples, network.classes)
     out.mkdir(parents=True, exist_ok=True)
     first, spent = 0, 0.0
     if resume:
-        first, spent = load_checkpoint(out, network, optimizer, average, settings)
+        first, spent = load_checkpoint(out, network, optimizer, average, run)
     started = saved = time.monotonic()
     mean_loss = float("nan")
     curves = Curves(out / CURVES, first)
@@ -292,7 +293,7 @@ def finetune(
             progress(Progress(iteration + 1, settings.iterations, mean_loss, spent + seconds, eta))
         stop = cancelled is not None and cancelled()
         if stop or time.monotonic() - saved > CHECKPOINT_SECONDS:
-            save_checkpoint(out, network, optimizer, average, settings, iteration + 1, spent + seconds)
+            save_checkpoint(out, network, optimizer, average, run, iteration + 1, spent + seconds)
             saved = time.monotonic()
         if stop:
             raise Cancelled(f"stopped at iteration {iteration + 1}; --resume continues")
@@ -357,12 +358,21 @@ class Curves:
             csv.writer(file).writerow([f"{v:.6g}" for v in values])
 
 
+def run_key(settings: TrainingSettings, samples: Sequence[Sample]) -> str:
+    """What a run is known by when it is resumed: its settings and its slices.
+
+    With other slices a resumed run would hold what it has seen of the first ones, perhaps of a patient that is held
+    out now.
+    """
+    return repr((settings, [(sample.case, sample.index, sample.guessed) for sample in samples]))
+
+
 def save_checkpoint(
     out: Path,
     network: SegmentationNetwork,
     optimizer: torch.optim.Optimizer,
     average: Average,
-    settings: TrainingSettings,
+    run: str,
     iteration: int,
     seconds: float,
 ) -> None:
@@ -370,7 +380,7 @@ def save_checkpoint(
     part = out / (CHECKPOINT + ".part")
     torch.save(
         {
-            "run": repr(settings),
+            "run": run,
             "iteration": iteration,
             "seconds": seconds,
             "trained": trained_tensors(network),
@@ -388,12 +398,12 @@ def load_checkpoint(
     network: SegmentationNetwork,
     optimizer: torch.optim.Optimizer,
     average: Average,
-    settings: TrainingSettings,
+    run: str,
 ) -> tuple[int, float]:
     """Put a stopped run's state back; returns (iteration, seconds spent).
 
     Raises:
-        UserError: no checkpoint, an unreadable one, or one of a run with other settings.
+        UserError: no checkpoint, an unreadable one, or one of a run with other settings or slices.
     """
     path = out / CHECKPOINT
     if not path.is_file():
@@ -402,8 +412,10 @@ def load_checkpoint(
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise UserError(f"{path} is damaged: {error}", "Start without --resume.") from error
-    if state["run"] != repr(settings):
-        raise UserError(f"{path} belongs to a run with other settings", "Give the same settings, or start anew.")
+    if state["run"] != run:
+        raise UserError(
+            f"{path} belongs to a run with other settings or slices", "Give the same ones, or start without --resume."
+        )
     put_tensors(network, state["trained"], str(path))
     optimizer.load_state_dict(state["optimizer"])
     average.steps = state["steps"]

@@ -173,9 +173,9 @@ def score_cases(
     ids = np.array([0, *dataset.labels.ids], np.uint8)
     theirs = np.zeros(256, np.uint8)  # the model's id -> the data set's class index, by the organ's name
     names = dataset.labels.names
-    known = [n for n, name in enumerate(segmenter.label_set.names) if name in names]
-    columns = [names.index(segmenter.label_set.names[n]) for n in known]
-    theirs[[segmenter.label_set.ids[n] for n in known]] = [1 + column for column in columns]
+    for label in segmenter.label_set:
+        if label.name in names:
+            theirs[label.id] = 1 + names.index(label.name)
     for case in cases:
         loaded = load_case(case, dataset.labels)
         result = segmenter.segment(
@@ -184,9 +184,7 @@ def score_cases(
             clean=clean,
         )
         found = theirs[result.labels]
-        presence = np.zeros((len(found), len(names)), np.float32)
-        presence[:, columns] = result.presence[:, known]
-        slices += organ_slices(found, loaded.labels, result.confidence, presence, names, case.name)
+        slices += organ_slices(found, loaded.labels, result.confidence, names, case.name)
         trust.append(reliability(found, loaded.labels, result.confidence))
         organs += organ_scores(ids[found], ids[loaded.labels], loaded.volume.spacing, dataset.labels, case=case.name)
     return CaseScores(organs, slices, sum(trust[1:], trust[0]))
@@ -224,7 +222,7 @@ def evaluate(
         "model": segmenter.name,
         "data": dataset.name,
         "cases": ", ".join(c.name for c in chosen),
-        "clean up": "largest component of one-piece organs" if clean else "none",
+        "clean up": "stray pieces of one-piece organs removed" if clean else "none",
     }
     return scores.write(Path(out), dataset, f"{segmenter.name} on {dataset.name}", about)
 
