@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -147,6 +148,28 @@ def test_a_cohort_refuses_names_that_collide_and_files_that_are_not_there(ct, qu
         assert done.returncode == 2
         assert message in done.stderr
         assert not (tmp_path / "out").exists()
+
+
+def test_a_cohort_never_overwrites_an_input_or_another_patients_result(ct, quick_model, tmp_path):
+    scans, again, out = tmp_path / "scans", tmp_path / "again", tmp_path / "out"
+    for folder in (scans, again):
+        folder.mkdir()
+        shutil.copy(ct, folder / "ct.nii.gz")
+    words = ["--model", quick_model, "--device", "cpu", "--progress", "none"]
+    before = (scans / "ct.nii.gz").read_bytes()
+    done = pgpsam("cohort", scans / "ct.nii.gz", "-o", scans, *words)
+    assert (done.returncode, done.stderr.count("would overwrite an input")) == (2, 1)
+    assert (scans / "ct.nii.gz").read_bytes() == before
+
+    done = pgpsam("cohort", scans / "ct.nii.gz", "-o", out, "--organs", "liver", *words)
+    assert done.returncode == 0, done.stderr
+    done = pgpsam("cohort", again / "ct.nii.gz", "-o", out, *words)
+    assert (done.returncode, done.stderr.count("already holds a result called ct")) == (2, 1)
+    done = pgpsam("cohort", scans / "ct.nii.gz", "-o", out, *words)  # now all organs
+    assert "done before" not in done.stdout
+    (out / "organs.csv").write_text("volume;organ\nct;liver\n")
+    done = pgpsam("cohort", scans / "ct.nii.gz", "-o", out, *words)
+    assert (done.returncode, done.stderr.count("is not the table of a cohort")) == (2, 1)
 
 
 def test_agreement_with_a_reference(ct, quick_model, tmp_path):

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from pgpsam.errors import Cancelled, UserError
@@ -278,9 +279,10 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(phantoms, quick_model, q
             cancelled=lambda: next(calls) == 4,
         )  # fmt: skip
     assert {path.name for path in tmp_path.iterdir()} == {"training.pt", "curves.csv"}
-    other = replace(quick_settings, lr=1.0)
-    with pytest.raises(UserError, match="other settings"):
-        finetune(samples, dataset.labels, other, tmp_path, name="quick", device="cpu", resume=True)
+    # Nor with other slices: it has learned from the first ones, and may be scored on their patient now.
+    for those, settings in ((samples, replace(quick_settings, lr=1.0)), (samples[1:], quick_settings)):
+        with pytest.raises(UserError, match="other settings or slices"):
+            finetune(those, dataset.labels, settings, tmp_path, name="quick", device="cpu", resume=True)
     finetune(samples, dataset.labels, quick_settings, tmp_path, name="quick", device="cpu", resume=True)
     straight, resumed = (load_file(f / "adapter.safetensors") for f in (quick_model, tmp_path))
     assert straight.keys() == resumed.keys()
@@ -302,6 +304,10 @@ def test_from_a_data_set_to_a_scored_model(phantoms, quick_settings, tmp_path):
     spec = json.loads((tmp_path / "m" / "model.json").read_text())
     assert spec["scores"]["split"] == ["case_2"]
     assert (tmp_path / "m" / "validation" / "scores.html").is_file()
+    assert (tmp_path / "m" / "validation" / "confidence.html").is_file()
+    assert Image.open(tmp_path / "m" / "summary.png").size == (1210, 462)
+    found = summary["confidence"]["all"]
+    assert f"{found['looked_at']} least confident of {found['segmented']}" in (tmp_path / "m" / "CARD.md").read_text()
     again = evaluate(tmp_path / "m", phantoms, tmp_path / "scores", cases=["case_2"], device="cpu")
     assert again["all"]["dice"] == summary["all"]["dice"]
     with pytest.raises(UserError, match="trained on"):

@@ -42,8 +42,9 @@ def model_card(spec: ModelSpec) -> str:
     if taught := training.get("taught_by"):
         guessed = training.get("guessed_slices", 0)
         lines += ["", f"Taught by `{taught['name']}` on {guessed} slices without annotation, where that was confident."]
-    if training.get("command"):
-        lines += ["", "```", training["command"], "```"]
+    commands = [*(started or {}).get("commands", []), *filter(None, [training.get("command")])]
+    if commands:
+        lines += ["", "```", *commands, "```"]
     lines += ["", "## Scores", "", *_scores(spec)]
     lines += [
         "",

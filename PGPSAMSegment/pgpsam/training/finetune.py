@@ -142,7 +142,7 @@ def take_over(network: SegmentationNetwork, settings: TrainingSettings, label_se
     """Start from a trained model, which may have been trained at another scale.
 
     Returns:
-        What a model card must say of it: name, cases and scores.
+        What a model card must say of it: name, cases, scores, and the commands that made it, from the first on.
 
     Raises:
         UserError: it has another method, backbone, settings or organs.
@@ -160,7 +160,8 @@ def take_over(network: SegmentationNetwork, settings: TrainingSettings, label_se
     put_tensors(network, tensors, spec.name)
     earlier = spec.training.get("started_from", {})
     own = {"scores": spec.scores, "scored": spec.name} if spec.scores else {}
-    return {**earlier, **own, "name": spec.name, "cases": trained_cases(spec)}
+    commands = [*earlier.get("commands", []), *filter(None, [spec.training.get("command")])]
+    return {**earlier, **own, "name": spec.name, "cases": trained_cases(spec), "commands": commands}
 
 
 def trained_cases(spec: ModelSpec) -> list[str]:

@@ -30,9 +30,12 @@ from pgpsam.training.data import (
     read_dataset,
     read_slice_list,
 )
-from pgpsam.training.finetune import Progress, TrainingSettings, finetune, trained_cases
+from pgpsam.training.finetune import CURVES, Progress, TrainingSettings, finetune, trained_cases
 from pgpsam.training.metrics import OrganScore, organ_scores, write_scores
+from pgpsam.training.picture import write_summary
 from pgpsam.training.selftraining import guessed_samples, load_teacher
+
+SUMMARY = "summary.png"
 
 
 @dataclass(frozen=True)
@@ -304,10 +307,12 @@ def train_on_dataset(
     spec, tensors = load_model(out)
     if not held:
         save_model(out, spec, tensors, model_card(spec))
+        write_summary(out / CURVES, out / SUMMARY, spec.name)
         return None
     scores = score_cases(Segmenter.load(out, device), dataset, held, scoring)
     about = {"model": out.name, "data": dataset.name, "training": choice.text, "held out": str(len(held))}
     summary = scores.write(out / "validation", dataset, f"{out.name}: held-out cases", about)
     spec = replace(spec, scores={"split": [case.name for case in held], "summary": summary})
     save_model(out, spec, tensors, model_card(spec))
+    write_summary(out / CURVES, out / SUMMARY, spec.name, summary)
     return summary
