@@ -7,6 +7,7 @@ the rules find what they forbid is shown on samples.
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -204,6 +205,16 @@ def test_everything_imports_without_torch_scipy_nibabel_or_simpleitk() -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert {"PGPSAMSegment", "PGPSAMSegmentLib.engine", "PGPSAMSegmentLib.scene"} <= set(done.stdout.split())
+
+
+def test_panel_logic_and_review_run_without_torch_scipy_nibabel_or_simpleitk() -> None:
+    """Their own tests, in a Python that cannot import the engine's packages; the engine there is a stand-in."""
+    here = Path(__file__).parent
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "without_engine", "-p", "no:cacheprovider"]
+    command += [str(here / name) for name in ("test_panel.py", "test_review.py")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+    assert done.returncode == 0, done.stdout
 
 
 # ------------------------------------------------------------------------------------------- behaviour in Slicer

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 from listening import Ear
+from standin_slicer import fingerprint
 
 from pgpsam.exchange import LABELS
 from PGPSAMSegmentLib import install
@@ -29,6 +31,8 @@ def test_a_full_installation_segments_a_real_ct(host, tmp_path: Path, shared_dat
     from PGPSAMSegmentLib import scene
 
     folder = tmp_path / os.fsdecode("Maschine für alle".encode()) / "engine"
+    own = [Path(str(find_spec(name).origin)).parent for name in ("numpy", "SimpleITK")]  # as Slicer has them
+    before = [fingerprint(path) for path in own]
     plan = install.make_plan(folder, wheels=Path(WHEELS))
     assert plan.problems == []
     events: list[dict] = []
@@ -42,8 +46,8 @@ def test_a_full_installation_segments_a_real_ct(host, tmp_path: Path, shared_dat
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     print(f"installed in {time.monotonic() - started:.0f} s, {size / 1e9:.2f} GB")
 
-    found = install.status(folder)
-    assert found.state == "ready"
+    assert install.status(folder).state == "ready"
+    assert [fingerprint(path) for path in own] == before
     volume = slicer.util.loadVolume(str(shared_data / "samples" / "ts_abdomen_ct.nii.gz"))
     sent = scene.export_volume(volume, tmp_path)
     engine = Engine(install.worker_command(folder), tmp_path / "scratch")

@@ -35,6 +35,13 @@ def check_everything_is_back() -> None:
     assert names(node) == ["liver", "right kidney", "inferior vena cava", "tumour"]
     np.testing.assert_array_equal(mask_of(node, "liver", volume), labels == LIVER["id"])
     assert node.GetNodeReference(nodes.VOLUME) is volume
+    segmentation = node.GetSegmentation()
+    liver = segmentation.GetSegment(segmentation.GetSegmentIdBySegmentName("liver"))
+    assert "SCT^10200004^Liver" in segments.tag(liver, liver.GetTerminologyEntryTagName())
+    prompts = nodes.companion(node, nodes.PROMPTS)
+    assert names(prompts) == [organ["name"] for organ in LABEL_SET]
+    regions = np.roll(labels, 1, axis=2)
+    np.testing.assert_array_equal(mask_of(prompts, "liver", volume), regions == LIVER["id"])
     points = nodes.companion(node, nodes.POINTS)
     assert [points.GetNthControlPointLabel(n) for n in range(3)] == [organ["name"] for organ in LABEL_SET]
     assert points.GetNthControlPointDescription(1) == "weight 0.75"
