@@ -179,6 +179,30 @@ class TestPage:
         wait_until(lambda: page.locator("#figures").count(), "the first volume's results")
         wait_until(lambda: colored(page, "Axial") > 0.01, "its organs")
 
+    def test_a_click_on_a_place_goes_there(self, page: Any) -> None:
+        last = page.locator(".place").last
+        last.click()
+        wait_until(lambda: "current" in last.get_attribute("class"), "the place that was clicked")
+        assert page.locator(".place.current").count() == 1
+
+    def test_a_file_that_is_opened_during_a_run_has_to_wait(self, page: Any, ct: Path) -> None:
+        before = page.inner_text("#volume-note")
+        begin_run(page)
+        wait_half_way(page)
+        page.set_input_files("input[type=file]", str(ct))
+        wait_until(lambda: page.locator("#error").count(), "the refusal")
+        assert "A volume is being segmented" in page.inner_text("#error")
+        assert page.inner_text("#volume-note") == before
+        page.click("#cancel")
+        wait_until(lambda: not working(page), "the run's end")
+
+    def test_undo_brings_the_run_before_back(self, page: Any) -> None:
+        assert "(2)" in page.inner_text("#review"), "the second run put its result beside the checked organ"
+        page.click("#undo")
+        wait_until(lambda: "(2)" not in page.inner_text("#review"), "the first run's result")
+        assert page.locator("#figures tbody tr").count() == 13
+        assert page.locator(".place.checked").count() == 1
+
 
 def test_a_dicom_series_opens_and_an_engine_that_cannot_start_is_told_in_one_line(
     browser: Any, shared_data: Path, tmp_path: Path
