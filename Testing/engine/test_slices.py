@@ -57,9 +57,10 @@ def test_frame_is_the_body_with_a_margin():
     assert frame.canvas == (112, 168)
 
 
-@pytest.mark.parametrize("spacing", [0.6, 1.2, 3.0])
-def test_images_of_all_spacings_look_alike_to_the_network(spacing):
-    preparation = Preparation(spacing_mm=2.0)
+@pytest.mark.parametrize("scale", [Preparation().spacing_mm, 2.0])
+@pytest.mark.parametrize("spacing", [0.38, 0.6, 1.2, 3.0])
+def test_images_of_all_spacings_look_alike_to_the_network(spacing, scale):
+    preparation = Preparation(spacing_mm=scale)
     images = []
     for one in (1.0, spacing):
         volume = phantom(one)

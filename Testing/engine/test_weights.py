@@ -166,11 +166,20 @@ def files_in(folder: Path) -> list[str]:
 # The registry
 
 
-@pytest.mark.parametrize("backbone", ["lite_medsam", "vit_b", "vit_l", "vit_h", "medsam"])
+PINNED = {
+    "lite_medsam": ("lite_medsam.pth", 39_370_479, "79d8c9dc"),
+    "vit_b": ("sam_vit_b_01ec64.pth", 375_042_383, "ec2df627"),
+    "vit_l": ("sam_vit_l_0b3195.pth", 1_249_524_607, "3adcc431"),
+    "vit_h": ("sam_vit_h_4b8939.pth", 2_564_550_879, "a7bf3b02"),
+    "medsam": ("medsam_vit_b.pth", 375_049_145, "34b34b78"),
+}
+
+
+@pytest.mark.parametrize("backbone", PINNED)
 def test_the_registry_pins_size_and_hash_of_every_backbone(backbone: str) -> None:
     known = BASE_WEIGHTS[backbone]
     assert known.backbone == backbone
-    assert known.size > 1_000_000
+    assert (known.file_name, known.size, known.sha256[:8]) == PINNED[backbone]
     assert re.fullmatch("[0-9a-f]{64}", known.sha256)
     assert (known.url is None) != (known.package is None)
     assert known.url is None or known.url.startswith("https://")
