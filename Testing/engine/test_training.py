@@ -15,7 +15,7 @@ from pgpsam.labels import LabelSet
 from pgpsam.network.base import Distillation, Output
 from pgpsam.network.methods import METHODS, make_settings
 from pgpsam.slices import frame_volume, scale_labels
-from pgpsam.training.augment import Augmentation, Augmenter, CropFieldOfView, Unenhance
+from pgpsam.training.augment import Augmentation, Augmenter, CropFieldOfView, Distract, Unenhance
 from pgpsam.training.batches import Order
 from pgpsam.training.commands import finetune_main
 from pgpsam.training.data import IGNORED, annotated_slices, load_case, read_dataset, read_slice_list
@@ -503,3 +503,24 @@ def test_a_coarse_image_keeps_its_labels():
         made[coarse] = augment(image, labels)
     assert torch.equal(made[0.0][1], made[1.0][1])
     assert made[1.0][0].std() < 0.7 * made[0.0][0].std()
+
+
+def test_distractors_change_the_background_only_and_never_the_labels():
+    image, labels = torch.full((1, 80, 80), 0.06), torch.zeros(1, 80, 80)
+    labels[0, 10:40, 10:40] = 2
+    image[0, 10:40, 10:40] = 0.45
+    image[0, :, 60:] = 0  # air
+    image[0, 60:, :60] = 0.95  # bone
+    transform = Distract(prob=1.0)
+    transform.set_random_state(3)
+    changed = torch.zeros(80, 80)
+    for _ in range(30):
+        made = transform({"image": image, "labels": labels})
+        assert torch.equal(made["labels"], labels)
+        difference = (made["image"] - image)[0].abs() > 0.15
+        assert difference.any(), "no blob"
+        assert float(difference.float().mean()) < 0.5
+        changed += difference
+    assert not changed[11:39, 11:39].any(), "an organ was painted over"
+    assert not changed[:, 61:].any(), "a blob in the air"
+    assert not changed[61:, :59].any(), "a blob in the bone"

@@ -43,6 +43,7 @@ class Augmentation:
         brightness, contrast: shift and relative scale of the intensities.
         gamma: range of the exponent.
         unenhanced: how often the drawn organs lose a random share of their contrast agent.
+        distractors: how often a slice gets blobs that look like an organ and are none, as fluid in the colon does.
         coarse: how often the slice looks as if its voxels were up to 2.5 times as wide.
         cropped: how often the field of view ends inside the body.
     """
@@ -57,6 +58,7 @@ class Augmentation:
     contrast: float = 0.25
     gamma: tuple[float, float] = (0.7, 1.5)
     unenhanced: float = 0.3
+    distractors: float = 0.0
     coarse: float = 0.0
     cropped: float = 0.0
 
@@ -90,6 +92,53 @@ class Unenhance(RandomizableTransform):
             **data,
             "image": image + F.avg_pool2d(shift, 3, 1, 1, count_include_pad=False),
         }  # no sharp edge where an organ ends
+
+
+class Distract(RandomizableTransform):
+    """Slices -> slices with one to three blobs in the background that are as bright as an organ, and stay background.
+
+    What fills a colon can look like liver without contrast agent; only shape, place and surroundings tell.
+
+    Args:
+        prob: how often.
+        radii: range of a blob's half axes, in pixels.
+        soft_tissue: range of grey values, 0..1, where it does not copy an organ of the slice; 15 to 75 HU by default.
+    """
+
+    def __init__(
+        self, prob: float, radii: tuple[float, float] = (6.0, 22.0), soft_tissue: tuple[float, float] = (0.35, 0.5)
+    ) -> None:
+        super().__init__(prob)
+        self.radii, self.soft_tissue = radii, soft_tissue
+
+    def __call__(self, data: dict[str, Tensor]) -> dict[str, Tensor]:
+        """data: "image" [C, H, W] in 0..1 and "labels" [1, H, W], which stay."""
+        self.randomize(None)
+        image, labels = data["image"], data["labels"][0]
+        free = (labels == 0) & (image[0] > 0) & (image[0] < 0.8)  # neither an organ, nor air, nor bone
+        if not self._do_transform or not free.any():
+            return data
+        organs = labels[(labels > 0) & (labels != IGNORED)].unique().tolist()
+        places = free.nonzero()
+        for _ in range(self.R.randint(1, 4)):
+            value = self.R.uniform(*self.soft_tissue)
+            if organs and self.R.uniform() < 0.5:
+                value = float(image[0][labels == organs[self.R.randint(len(organs))]].mean())
+            y, x = places[self.R.randint(len(places))].tolist()
+            inside = self._blob(labels.shape, y, x) & free
+            soft = F.avg_pool2d(inside[None].float(), 3, 1, 1, count_include_pad=False)
+            noise = torch.from_numpy(self.R.normal(0, 0.02, labels.shape)).to(image.dtype)
+            image = image * (1 - soft) + soft * (value + noise)
+        return {**data, "image": image}
+
+    def _blob(self, shape: torch.Size, y: float, x: float) -> Tensor:
+        """A bulged ellipse around (y, x), [H, W]."""
+        rows, columns = torch.meshgrid(torch.arange(shape[0]) - y, torch.arange(shape[1]) - x, indexing="ij")
+        turn = self.R.uniform(0, np.pi)
+        along = (rows * np.sin(turn) + columns * np.cos(turn)) / self.R.uniform(*self.radii)
+        across = (rows * np.cos(turn) - columns * np.sin(turn)) / self.R.uniform(*self.radii)
+        bulge = 1 + 0.2 * torch.sin(self.R.randint(2, 5) * torch.atan2(along, across) + self.R.uniform(0, 2 * np.pi))
+        return along**2 + across**2 < bulge**2
 
 
 class CropFieldOfView(RandomizableTransform):
@@ -157,6 +206,7 @@ class Augmenter:
                     padding_mode="zeros",
                 ),
                 Unenhance(s.unenhanced),
+                Distract(s.distractors),
                 CropFieldOfView(s.cropped),
                 RandSimulateLowResolutiond(
                     "image", prob=s.coarse, downsample_mode="area", upsample_mode="bilinear", zoom_range=(0.4, 1.0)
