@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import slicer
+from slicer.i18n import tr as _
 
 from . import segments
 from .grid import reference_affine, segment_box, to_world
@@ -189,10 +190,12 @@ def progress(segmentationNode: Any) -> str:
     """One line for the user."""
     listed = items(segmentationNode)
     if not listed:
-        return "No slice needs a check: the model was sure of all of them."
+        return _("No slice needs a check: the model was sure of all of them.")
     left = [item for item in listed if not item.checked]
-    done = f"{len(listed) - len(left)} of {len(listed)} places checked"
-    return f"{done}; next: {left[0].organ}, slice {left[0].slices}" if left else f"{done}; all done."
+    done = _("{n} of {total} places checked").format(n=len(listed) - len(left), total=len(listed))
+    if not left:
+        return _("{done}; all done.").format(done=done)
+    return _("{done}; next: {organ}, slice {slices}").format(done=done, organ=left[0].organ, slices=left[0].slices)
 
 
 def slices_to_check(segmentationNode: Any, chosen: Sequence[str]) -> dict[str, str]:
