@@ -183,6 +183,14 @@ def test_what_nobody_knows_counts_in_no_loss():
     assert not logits.grad[..., 1::2, 3:].any()  # not even where only the last pass looks
 
 
+def test_a_batch_of_which_nothing_is_known_teaches_nothing():
+    logits = torch.randn(2, 3, 4, 4, requires_grad=True)
+    loss = segmentation_loss(logits, torch.full((2, 4, 4), IGNORED))
+    loss.backward()
+    assert loss == 0
+    assert torch.equal(logits.grad, torch.zeros_like(logits))
+
+
 def test_class_weights_of_a_hand_worked_example():
     # Shares 0.64, 0.04, 0.32 and none: to the power -1/2 they are 1.25, 5, 1.7678; their mean over pixels 1.5657.
     weights = class_weights(torch.tensor([64, 4, 32, 0]), 0.5)

@@ -48,11 +48,13 @@ def segmentation_loss(
     """(1 - w) CE + w Dice; Dice over the batch, without background.
 
     Args:
-        logits: [B, K, H, W]. labels: class indices [B, H, W], some of them known (not `IGNORED`).
+        logits: [B, K, H, W]. labels: class indices [B, H, W]; where all are `IGNORED`, there is nothing to learn: 0.
         weights: [K], of the cross-entropy's classes; None for equal ones.
         dice_weight: w; published 0.8.
     """
     logits = logits.float()
+    if (labels == IGNORED).all():
+        return logits.sum() * 0  # the mean over no pixel is no number
     entropy = F.cross_entropy(logits, labels, weights, ignore_index=IGNORED)
     return (1 - dice_weight) * entropy + dice_weight * dice_loss(logits, labels)
 
