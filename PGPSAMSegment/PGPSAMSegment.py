@@ -214,8 +214,7 @@ class PGPSAMSegmentWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def report(self, event: Event) -> None:
         """An error that the user can mend, below the button and in the log."""
-        self.segmenting.view.tell(sentence(event), error=True)
-        self.log_error(event)
+        self.segmenting.report(event)
 
     def log_error(self, event: Event) -> None:
         """An error event for the log, with the last lines of the engine's own one."""

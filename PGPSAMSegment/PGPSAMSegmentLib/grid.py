@@ -80,19 +80,6 @@ def export_volume(volumeNode: Any, folder: str | Path) -> dict[str, Any]:
     return {"volume": str(path), "affine": ijk_to_world(volumeNode).tolist()}
 
 
-def check_unchanged(volumeNode: Any, folder: str | Path) -> None:
-    """Says that a volume is no longer what `export_volume` wrote to this folder: another frame of a sequence, say.
-
-    Raises:
-        SceneError: it is not.
-    """
-    if not np.array_equal(np.load(Path(folder) / SENT, allow_pickle=False), slicer.util.arrayFromVolume(volumeNode)):
-        raise SceneError(
-            f"the volume '{volumeNode.GetName()}' changed while it was segmented, and the result would not fit",
-            "Segment again, and leave the volume, or the sequence's frame, as it is meanwhile",
-        )
-
-
 def save(path: Path, array: NDArray[Any]) -> None:
     """Writes an array for the engine; half a file does not stay.
 

@@ -117,6 +117,7 @@ class JobPanel(Panel):
     view: JobView
 
     def report(self, event: Mapping[str, Any]) -> None:
+        """Tells an error below this part's button and in the log."""
         self.view.tell(sentence(event), error=True)
         self.host.log_error(event)
 

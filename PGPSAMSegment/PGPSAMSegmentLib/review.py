@@ -172,11 +172,12 @@ def mark(segmentationNode: Any, item: Item, checked: bool = True) -> None:
     """
     logic = slicer.vtkSlicerSegmentationsModuleLogic
     segment = segmentationNode.GetSegmentation().GetSegment(item.segment)
-    before = [other.checked for other in items(segmentationNode) if other.segment == item.segment]
-    theirs = {logic.Flagged} if any(before) else {logic.Flagged, logic.Completed}
+    known = items(segmentationNode)
+    begun = any(other.checked for other in known if other.segment == item.segment)
+    theirs = {logic.Flagged} if begun else {logic.Flagged, logic.Completed}
     listed = [
         replace(other, checked=checked) if (other.segment, other.slice) == (item.segment, item.slice) else other
-        for other in items(segmentationNode)
+        for other in known
     ]
     _store(segmentationNode, listed, current(segmentationNode))
     if logic.GetSegmentStatus(segment) in theirs:

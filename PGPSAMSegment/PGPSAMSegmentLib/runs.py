@@ -10,7 +10,6 @@ from typing import Any
 
 from . import scene, suggestions
 from .engine import Event
-from .grid import check_unchanged
 from .nodes import SceneError
 from .undo import RunHistory
 
@@ -164,7 +163,7 @@ class SegmentRun(VolumeRun):
     def finish(self, event: Event) -> Any:
         if self.lost:
             raise SceneError(*self.gone())
-        check_unchanged(self.volume, self.folder)
+        scene.check_unchanged(self.volume, self.folder)
         return scene.show_result(
             self.volume,
             event,

@@ -18,7 +18,7 @@ import slicer
 from numpy.typing import NDArray
 
 from . import review, segments
-from .grid import check_volume, export_volume, full_labelmap, ijk_to_ras, only, same_grid, shape_of, view
+from .grid import SENT, check_volume, export_volume, full_labelmap, ijk_to_ras, only, same_grid, shape_of, view
 from .nodes import BINARY, PREFIX, VOLUME, SceneError, add_beside, batch, remove
 from .overlay import overlay_confidence, put_confidence, put_first
 from .prompts import put_prompts, show
@@ -151,6 +151,20 @@ def show_result(
     return segmentationNode
 
 
+def check_unchanged(volumeNode: Any, folder: str | Path) -> None:
+    """Says that a volume is no longer what `export_volume` wrote to this folder: another frame of a sequence, say.
+
+    Raises:
+        SceneError: it is not, or what was written cannot be read.
+    """
+    sent = _load(Path(folder) / SENT, shape_of(volumeNode))
+    if not np.array_equal(sent, slicer.util.arrayFromVolume(volumeNode)):
+        raise SceneError(
+            f"the volume '{volumeNode.GetName()}' changed while it was segmented, and the result would not fit",
+            "Segment again, and leave the volume, or the sequence's frame, as it is meanwhile",
+        )
+
+
 def check_target(segmentationNode: Any, volumeNode: Any) -> None:
     """Says why a segmentation cannot take results of this volume; None, for a new one, always can.
 
@@ -221,7 +235,7 @@ def _chosen(label_set: Sequence[dict[str, Any]], organs: Iterable[str] | None) -
 
 
 def _load(path: str | Path, shape: tuple[int, int, int]) -> NDArray[Any]:
-    """An array [k, j, i] of the engine's, which must lie on the volume's grid."""
+    """An array [k, j, i] that was exchanged with the engine, which must lie on the volume's grid."""
     try:
         array: NDArray[Any] = np.load(path, allow_pickle=False)
     except (OSError, ValueError) as error:

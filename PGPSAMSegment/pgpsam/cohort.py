@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from pgpsam.errors import UserError
-from pgpsam.pages import write_whole
+from pgpsam.pages import csv_bytes, write_whole
 from pgpsam.report import OrganRow, organ_table, overview_png
 from pgpsam.segmenter import Segmenter, Step, is_memory_error
 from pgpsam.volume import output_extension, read_volume, volume_name, write_array
@@ -37,7 +37,8 @@ def name_sources(inputs: Sequence[str | Path]) -> dict[str, Path]:
             raise UserError(f"no such file or folder: {path}")
         if name in sources:
             raise UserError(
-                f"{sources[name]} and {path} would both be called {name}", "Rename one, or use another --out."
+                f"{sources[name]} and {path} would both be called {name}",
+                "Rename one, or run it by itself with another --out.",
             )
         sources[name] = path
     return sources
@@ -58,7 +59,9 @@ def segment_cohort(
     """Segment volumes one after the other.
 
     Writes NAME + extension (labels on the volume's own grid), NAME.png where `pictures` is set, and organs.csv, which
-    is whole after every volume.
+    is whole after every volume: a row for each organ that was found, with mL, mean HU, mean confidence 0..1, the number
+    of slices, the slices to check (counted from 1, the lowest), whether the scan cuts it off, and the volume's path; a
+    volume without any organ has one row.
 
     Args:
         sources: the volumes by the names of their results.
@@ -77,7 +80,8 @@ def segment_cohort(
         Cancelled: `cancelled` said so; finished volumes stay.
     """
     asked = ", ".join(segmenter.label_set.select(organs).names)
-    output_extension(f"labels{extension}")
+    if output_extension(f"labels{extension}") != extension:
+        raise UserError(f"'{extension}' is no format of labels", "Use .nii.gz, .nii, .nrrd, .mha or .seg.nrrd.")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -85,9 +89,10 @@ def segment_cohort(
     check_results(sources, out, extension)
     failed = []
     for name, source in sources.items():
-        labels = out / f"{name}{extension}"
+        labels, picture = out / f"{name}{extension}", out / f"{name}.png"
         mark = {"volume": name, "model": segmenter.name, "asked_for": asked, "source": str(source.resolve())}
-        if labels.is_file() and any(mark.items() <= row.items() for row in read_table(out)):
+        written = labels.is_file() and (picture.is_file() or not pictures)
+        if written and any(mark.items() <= row.items() for row in read_table(out)):
             say(f"{name}: done before")
             continue
         try:
@@ -101,11 +106,12 @@ def segment_cohort(
             failed.append(name)
             continue
         write_array(labels, result.labels, volume, "labels", result.label_set)
-        if pictures:
-            overview_png(volume, result, out / f"{name}.png")
         found = [_figures(row) for row in organ_table(volume, result) if row.ml > 0]
         others = [row for row in read_table(out) if row["volume"] != name]
-        write_whole({out / TABLE: _text(others + [{**mark, **figures} for figures in found or [{}]])})
+        rows = others + [{**mark, **figures} for figures in found or [{}]]
+        write_whole({out / TABLE: csv_bytes(_COLUMNS, rows)})
+        if pictures:
+            overview_png(volume, result, picture)
         say(f"{name}: {len(found)} organs in {sum(result.seconds.values()):.0f} s")
     return failed
 
@@ -119,10 +125,13 @@ def check_results(sources: Mapping[str, Path], out: Path, extension: str) -> Non
     inputs = {path.resolve() for path in sources.values()}
     made = {row["volume"]: row["source"] for row in read_table(out)}
     for name, source in sources.items():
-        if (out / f"{name}{extension}").resolve() in inputs or (out / f"{name}.png").resolve() in inputs:
+        results = [out / f"{name}{extension}", out / f"{name}.png"]
+        if inputs & {path.resolve() for path in results}:
             raise UserError(f"the result of {source} would overwrite an input", "Give another --out.")
-        if made.get(name, str(source.resolve())) != str(source.resolve()):
+        if name in made and made[name] != str(source.resolve()):
             raise UserError(f"{out} already holds a result called {name}, of {made[name]}", "Give another --out.")
+        if name not in made and (strange := [path for path in results if path.exists()]):
+            raise UserError(f"{strange[0]} exists and is no result of this cohort", "Move it, or give another --out.")
 
 
 def read_table(out: Path) -> list[dict[str, str]]:
@@ -148,11 +157,3 @@ def _figures(row: OrganRow) -> dict[str, str]:
     checks = " ".join(str(z + 1) for z in row.slices_to_check)
     values = (row.name, f"{row.ml:.2f}", f"{row.mean_hu:.1f}", f"{row.confidence:.3f}", str(row.slices), checks)
     return dict(zip(_COLUMNS[1:8], (*values, str(int(row.cut_off))), strict=True))
-
-
-def _text(rows: Sequence[Mapping[str, str]]) -> bytes:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, _COLUMNS, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().encode()

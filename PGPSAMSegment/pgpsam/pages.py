@@ -6,14 +6,16 @@ It knows nothing of what the pages are about.
 from __future__ import annotations
 
 import base64
+import csv
 import errno
 import os
 import uuid
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from io import BytesIO
+from io import BytesIO, StringIO
 from pathlib import Path
+from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -92,6 +94,19 @@ def write_whole(files: Mapping[Path, bytes]) -> None:
     finally:
         for partial in partials.values():
             partial.unlink(missing_ok=True)
+
+
+def csv_bytes(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> bytes:
+    """A table with its columns' names, UTF-8; a cell that a row lacks, or that is None, stays empty.
+
+    Raises:
+        ValueError: a row with another column.
+    """
+    text = StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
 
 
 def png(figure: Figure, dpi: float) -> bytes:

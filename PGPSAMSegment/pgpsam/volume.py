@@ -497,7 +497,7 @@ def _first_line(error: BaseException) -> str:
 
 def volume_name(path: Path) -> str:
     """What a volume is called: its file without folder and extension, or its DICOM folder."""
-    name = path.name or path.resolve().name  # a link is called as it is called here
+    name = path.name if path.name not in ("", "..") else path.resolve().name  # a link is called as it is called here
     for extension in (*_NIFTI, ".seg.nrrd", *_ITK_IN):
         if name.lower().endswith(extension) and not path.is_dir():
             return name[: -len(extension)]

@@ -172,6 +172,24 @@ def test_a_cohort_never_overwrites_an_input_or_another_patients_result(ct, quick
     assert (done.returncode, done.stderr.count("is not the table of a cohort")) == (2, 1)
 
 
+def test_a_cohort_refuses_files_that_it_did_not_write_and_formats_that_there_are_not(ct, quick_model, tmp_path):
+    scan, out = tmp_path / "ct.nii.gz", tmp_path / "out"
+    scan.write_bytes(ct.read_bytes())
+    out.mkdir()
+    drawn = out / "ct.nii.gz"
+    drawn.write_text("drawn by hand", encoding="utf-8")
+    words = ["-o", out, "--model", quick_model]
+    for extra, line in (([], "exists and is no result of this cohort"), (["--format", "seg.nrrd"], "is no format")):
+        done = pgpsam("cohort", scan, *words, *extra)
+        assert (done.returncode, done.stderr.count(line)) == (2, 1), done.stderr
+    assert drawn.read_text(encoding="utf-8") == "drawn by hand"
+    assert sorted(path.name for path in out.iterdir()) == ["ct.nii.gz"]
+    scan.rename(tmp_path / "file")
+    done = pgpsam("cohort", tmp_path / "file", "-o", tmp_path / "file", "--model", quick_model)
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) <= 2, done.stderr
+
+
 def test_agreement_with_a_reference(ct, quick_model, tmp_path):
     """The figure printed is the Dice of the two files, whatever the model found."""
     volume, drawn = make_phantom(7)

@@ -37,16 +37,7 @@ def result(
 ) -> Segmentation:
     confidence = np.full(labels.shape, 0.8, dtype=np.float32)
     regions = np.zeros_like(labels) if regions is None else regions
-    return Segmentation(
-        labels,
-        confidence,
-        regions,
-        points or [],
-        {"encode": 2.0},
-        "cpu",
-        "model",
-        label_set,
-    )
+    return Segmentation(labels, confidence, regions, points or [], {"encode": 2.0}, "cpu", "model", label_set)
 
 
 def pixels(content: bytes) -> NDArray[np.float32]:

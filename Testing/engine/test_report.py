@@ -38,16 +38,7 @@ def segmentation(points: list[PromptPoint] | None = None) -> Segmentation:
     labels[0:3, 30, 30] = AORTA
     regions = np.where(labels == SPLEEN, labels, 0).astype(np.uint8)
     seconds = {"encode": 1.25, "decode": 0.5}
-    return Segmentation(
-        labels,
-        confidence,
-        regions,
-        points or [],
-        seconds,
-        "cuda:0",
-        "abdomen-ct",
-        ABDOMEN,
-    )
+    return Segmentation(labels, confidence, regions, points or [], seconds, "cuda:0", "abdomen-ct", ABDOMEN)
 
 
 # ------------------------------------------------------------------------------------------------------ table

@@ -15,16 +15,7 @@ SPLEEN, LIVER = 1, 6
 def result(labels: NDArray[np.uint8], confidence: NDArray[np.float32] | None = None) -> Segmentation:
     if confidence is None:
         confidence = np.ones(labels.shape, dtype=np.float32)
-    return Segmentation(
-        labels,
-        confidence,
-        np.zeros_like(labels),
-        [],
-        {},
-        "cpu",
-        "model",
-        ABDOMEN,
-    )
+    return Segmentation(labels, confidence, np.zeros_like(labels), [], {}, "cpu", "model", ABDOMEN)
 
 
 def test_arrays_on_different_grids_are_a_mistake() -> None:

@@ -194,6 +194,16 @@ def test_the_switches_show_3d_prompts_and_confidence(bench, host):
     assert composite.GetForegroundVolumeID() is None
 
 
+def test_surfaces_that_the_user_made_survive_the_next_run(bench):
+    """Made with the Segment Editor's button, so that the module's own switch is off."""
+    node = bench.segment()
+    node.CreateClosedSurfaceRepresentation()
+    assert not bench.ui.show3D.isChecked()
+    assert bench.segment() is node
+    assert bench.ui.show3D.isChecked()
+    assert node.GetSegmentation().ContainsRepresentation("Closed surface")
+
+
 def test_switches_that_are_set_before_a_run_hold_for_its_result(bench, host):
     _, composite = host.add_view()
     bench.ui.show3D.setChecked(True)

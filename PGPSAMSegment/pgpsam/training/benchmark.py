@@ -113,7 +113,7 @@ def check_same(words: Sequence[str], folder: Path) -> None:
     Raises:
         UserError: it had.
     """
-    recorded = shlex.split(str(load_spec(folder).training["command"]))[2:]
+    recorded = shlex.split(str(load_spec(folder).training.get("command", "")))[2:]
     if _meaning(recorded) != _meaning(words):
         raise UserError(f"{folder} was run with other settings than now", "Give the same ones, or another --out.")
 
@@ -235,7 +235,7 @@ def page(groups: Sequence[Group], dataset: Dataset, command: str, picture: str) 
         command: that writes it again. picture: the plot's file name, beside the page.
     """
     reported = len(dataset.reported) or len(dataset.labels)
-    split = ", ".join(dataset.validation) or "see the commands"
+    split = ", ".join(dataset.validation)
     lines = [
         "# Benchmark",
         "",

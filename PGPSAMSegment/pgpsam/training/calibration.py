@@ -7,8 +7,6 @@ was segmented. Where an organ was missed altogether there is nothing to look at:
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -20,7 +18,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from pgpsam.pages import image, page, png, write_whole
+from pgpsam.pages import csv_bytes, image, page, png, write_whole
 
 BINS = 20
 FAILED = 0.5  # Dice
@@ -167,15 +165,11 @@ def write_calibration(
         "reported": failures_found([row for row in rows if row.organ in reported]),
         "all": failures_found(rows),
     }
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [f.name for f in fields(OrganSlice)], lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        sure = "" if row.confidence is None else f"{row.confidence:.4f}"
-        writer.writerow({**asdict(row), "dice": f"{row.dice:.4f}", "confidence": sure})
+    figures = ("dice", "confidence")
+    table = [asdict(r) | {k: None if (v := getattr(r, k)) is None else f"{v:.4f}" for k in figures} for r in rows]
     write_whole(
         {
-            folder / "confidence.csv": text.getvalue().encode(),
+            folder / "confidence.csv": csv_bytes([f.name for f in fields(OrganSlice)], table),
             folder / "confidence.json": (json.dumps(summary, indent=1, allow_nan=False) + "\n").encode(),
             folder / "confidence.html": page(title, _body(rows, reliable, summary, title)),
         }

@@ -12,8 +12,6 @@ Dice 0, NSD 0, and no HD95, which has no value then; means of HD95 always come w
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import os
@@ -33,7 +31,7 @@ from scipy import ndimage
 
 from pgpsam.errors import UserError
 from pgpsam.labels import LabelSet
-from pgpsam.pages import facts, image, page, png, write_whole
+from pgpsam.pages import csv_bytes, facts, image, page, png, write_whole
 
 TOLERANCE_MM = 2.0
 
@@ -271,14 +269,11 @@ def write_scores(
     summary = summarise(rows, reported_labels)
     facts_given = dict(about or {})
     folder = Path(folder)
-    record = {
-        "title": title,
-        "about": facts_given,
-        "summary": summary,
-        "rows": [_json_row(row) for row in rows],
-    }
+    values = [_json_row(row) for row in rows]
+    record = {"title": title, "about": facts_given, "summary": summary, "rows": values}
+    table = [row | {"missed": int(row["missed"])} for row in values]
     files = {
-        folder / "scores.csv": _csv(rows).encode(),
+        folder / "scores.csv": csv_bytes(list(table[0]), table),
         folder / "scores.json": (json.dumps(record, indent=1, allow_nan=False) + "\n").encode(),
         folder / "scores.html": page(title, _body(rows, summary, title, facts_given)),
     }
@@ -303,16 +298,6 @@ def _json_row(row: OrganScore) -> dict[str, Any]:
         key: (None if math.isnan(value) else round(value, 6)) if isinstance(value, float) else value
         for key, value in values.items()
     }
-
-
-def _csv(rows: Sequence[OrganScore]) -> str:
-    """Empty cells stand for what has no value."""
-    text = io.StringIO()
-    records = [_json_row(row) for row in rows]
-    writer = csv.DictWriter(text, list(records[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(record | {"missed": int(record["missed"])} for record in records)
-    return text.getvalue()
 
 
 # ------------------------------------------------------------------------------------------------------- page
