@@ -11,10 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from .labels import LabelSet
+from .labels import ABDOMEN, LabelSet
 
 MIN_ML = 0.03  # about one voxel of 3 mm: no organ is that small, and one that is cut off there is not missed
-AORTA = "15825003"  # SNOMED CT; its ascending and descending part meet only in the arch
+LIVER = ABDOMEN.by_name("liver").type.value
+NECK_MM = 16.0  # what hangs on the liver by less is no part of it ...
+HANGING = (0.03, 0.15)  # ... if it is of this share of its size: below, liver itself; above, perhaps its left lobe
+COARSE_MM = 2.0  # a neck is measured on voxels of about this size
+AORTA = ABDOMEN.by_name("aorta").type.value  # its ascending and descending part meet only in the arch
 MIN_SHARE = 0.3  # of the larger of the two: a piece of that size is no noise
 _NEIGHBOURS = np.ones((3, 3, 3), dtype=bool)  # pieces that touch by a corner are one piece
 
@@ -27,13 +31,16 @@ def keep_components(
 ) -> NDArray[np.uint8]:
     """Leaves of every organ that is anatomically one piece its largest connected piece.
 
+    From the liver, a thick piece that hangs on by a thin neck is cut off first (`hanging`): fluid in the colon beneath.
+
     Two exceptions. The aorta's pieces of at least `MIN_SHARE` of the largest stay, for where the arch was missed, its
     ascending and descending part are two. And where the largest piece reaches the first or last slice, others that
     reach the same slice stay too, for they may join it outside the scan: the two parts of the aorta in a scan that
     ends below the arch, and the lobes of a liver in a thin slab.
 
     What is removed becomes background, never another organ; no voxel is added. Organs that may have several
-    pieces (``single=False``) and ids that are not in the label set stay exactly as they are.
+    pieces (``single=False``) and ids that are not in the label set stay exactly as they are. Of two pieces
+    of one size the one nearer to the origin counts as the larger.
 
     Args:
         labels: uint8 ``[z, y, x]``, ids; not changed.
@@ -51,9 +58,11 @@ def keep_components(
         box = boxes[label.id - 1] if label.id <= len(boxes) else None
         if label.single and box is not None:
             organ = labels[box] == label.id
+            stays = organ & ~hanging(labels == label.id, spacing)[box] if label.type.value == LIVER else organ.copy()
             ends = (box[0].start == 0, box[0].stop == len(labels))
-            share = MIN_SHARE if label.type.value == AORTA else 1.0
-            kept[box][organ] = np.where(_of_organ(organ, ends, min_voxels, share), label.id, 0)
+            share = MIN_SHARE if label.type.value == AORTA else np.inf
+            stays[stays] = _of_organ(stays, ends, min_voxels, share)
+            kept[box][organ & ~stays] = 0
     return kept
 
 
@@ -65,7 +74,8 @@ def _of_organ(
     Args:
         organ: ``[z, y, x]``, not empty, cropped to what it holds.
         ends: whether its first and its last slice are the scan's.
-        min_voxels: smaller pieces are left out. min_share: of the largest piece's size, from which another stays.
+        min_voxels: smaller pieces are left out.
+        min_share: of the largest piece's size, from which another stays; inf for none.
 
     Returns:
         ``[voxel]``, for the mask's voxels in the order of ``array[organ]``.
@@ -75,7 +85,45 @@ def _of_organ(
     sizes = np.bincount(piece, minlength=count + 1)
     largest = int(sizes.argmax())
     stays = sizes >= min_share * sizes[largest]
+    stays[largest] = True
     for is_end, end in zip(ends, (pieces[0], pieces[-1]), strict=True):
         if is_end and (end == largest).any():
             stays[end] = True  # the background too, which has no voxels here
     return (stays & (sizes >= min_voxels))[piece]
+
+
+def hanging(organ: NDArray[np.bool_], spacing: Sequence[float]) -> NDArray[np.bool_]:
+    """Pieces that are thicker than `NECK_MM` and joined to a larger one by something thinner.
+
+    The parts deeper inside the organ than half of `NECK_MM` are its cores; every voxel belongs to the nearest one. A
+    core's share is dropped where `HANGING` says so. Of the 18 livers that people drew in the training data, whatever
+    hangs like that has at most 0.016 of the liver; the colon's fluid in the demo's CT has 0.05 to 0.09.
+
+    Args:
+        organ: ``[z, y, x]``; it is taken to go on beyond the array's edges.
+        spacing: ``(dx, dy, dz)`` in mm.
+
+    Returns:
+        bool ``[z, y, x]``, part of `organ`.
+    """
+    found = np.zeros_like(organ)
+    boxes = ndimage.find_objects(organ.astype(np.uint8))
+    if not boxes:
+        return found
+    box = tuple(slice(max(0, s.start - 1), s.stop + 1) for s in boxes[0])  # with the background around it
+    sizes_mm = tuple(reversed(spacing))
+    steps = [max(1, int(COARSE_MM / mm)) for mm in sizes_mm]
+    coarse = organ[box][:: steps[0], :: steps[1], :: steps[2]]
+    sampling = [mm * step for mm, step in zip(sizes_mm, steps, strict=True)]
+    core, count = ndimage.label(ndimage.distance_transform_edt(coarse, sampling) > NECK_MM / 2)
+    if count < 2:
+        return found
+    nearest = ndimage.distance_transform_edt(core == 0, sampling, return_distances=False, return_indices=True)
+    owner = np.where(coarse, core[tuple(nearest)], 0)
+    share = np.bincount(owner.ravel(), minlength=count + 1).astype(float)
+    share[0] = 0.0
+    share /= share.max()
+    dropped = ((share >= HANGING[0]) & (share <= HANGING[1]))[owner]
+    places = [np.arange(n) // step for n, step in zip(organ[box].shape, steps, strict=True)]
+    found[box] = dropped[np.ix_(*places)] & organ[box]
+    return found

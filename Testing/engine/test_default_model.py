@@ -6,11 +6,11 @@ import pytest
 
 from pgpsam.models.store import find_model, load_spec
 from pgpsam.segmenter import Segmenter
+from pgpsam.training.card import model_card
 from pgpsam.volume import read_labels_on, read_volume
 
 REPORTED = (1, 2, 3, 4, 6, 7, 8, 11)
-FLOOR_MEAN, FLOOR_LIVER = 0.75, 0.89
-TARGET_REASON = "fluid in the ascending colon of this unenhanced CT passes for liver; see Training/EXPERIMENTS.md"
+ASKED_MEAN, ASKED_LIVER = 0.75, 0.92
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,8 @@ def test_is_small_enough_to_ship_and_says_what_it_is():
     spec = load_spec(folder)
     assert len(spec.labels) == 13
     assert len(spec.training["cases"]) == 18
-    card = (folder / "CARD.md").read_text()
+    card = (folder / "CARD.md").read_text(encoding="utf-8")
+    assert card == model_card(spec)
     assert "Not for clinical use" in card
     assert "btcv_0037" in card
 
@@ -50,14 +51,9 @@ def dice(sample, segmenter):
     return scores
 
 
-def test_agreement_with_the_samples_reference_does_not_fall(dice):
-    assert dice[6] >= FLOOR_LIVER
-    assert np.mean(list(dice.values())) >= FLOOR_MEAN
-
-
-@pytest.mark.xfail(reason=TARGET_REASON, strict=True)
-def test_the_livers_agreement_reaches_the_target(dice):
-    assert dice[6] >= 0.92
+def test_agreement_with_the_samples_reference(dice):
+    assert dice[6] >= ASKED_LIVER
+    assert np.mean(list(dice.values())) >= ASKED_MEAN
 
 
 def test_right_and_left_are_the_patients(sample):

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pgpsam.labels import ABDOMEN
-from pgpsam.postprocess import MIN_ML, MIN_SHARE, keep_components
+from pgpsam.postprocess import HANGING, MIN_ML, MIN_SHARE, NECK_MM, hanging, keep_components
 from pgpsam.volume import read_labels
 
 SPLEEN, LIVER, AORTA, PORTAL_VEIN, UNKNOWN = 1, 6, 8, 10, 99
@@ -42,6 +42,12 @@ def test_pieces_that_touch_by_a_corner_are_one() -> None:
     np.testing.assert_array_equal(keep(labels), labels)
 
 
+def test_of_two_pieces_of_one_size_the_one_nearer_to_the_origin_stays() -> None:
+    labels = empty()
+    labels[2, 2, 2] = labels[4, 5, 6] = LIVER
+    assert np.argwhere(keep(labels)).tolist() == [[2, 2, 2]]
+
+
 def test_the_ascending_aorta_stays_where_the_arch_was_missed() -> None:
     assert MIN_SHARE == 0.3
     labels = empty()
@@ -54,13 +60,13 @@ def test_the_ascending_aorta_stays_where_the_arch_was_missed() -> None:
 
 def test_organs_do_not_join_each_other_nor_take_each_others_voxels() -> None:
     labels = empty()
-    labels[3, 3, 0:4] = LIVER
+    labels[3, 3, 1:4] = LIVER
     labels[3, 3, 4] = SPLEEN  # a stray voxel of spleen between two parts of liver
-    labels[3, 3, 5] = LIVER
-    labels[3, 6, 1:5] = SPLEEN
+    labels[3, 3, 5:7] = LIVER
+    labels[3, 6, 1:4] = SPLEEN
     expected = empty()
-    expected[3, 3, 0:4] = LIVER
-    expected[3, 6, 1:5] = SPLEEN
+    expected[3, 3, 1:4] = LIVER
+    expected[3, 6, 1:4] = SPLEEN
     np.testing.assert_array_equal(keep(labels), expected)
 
 
@@ -127,6 +133,33 @@ def test_the_input_is_not_changed_and_a_second_pass_changes_nothing() -> None:
 
 def test_nothing_comes_of_nothing() -> None:
     assert not keep(empty()).any()
+
+
+def two_balls(small_mm: float, neck_mm: float, spacing: Sequence[float]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """A ball of 40 mm radius and, beneath it, a smaller one on a bar: (both, the smaller one alone), ``[z, y, x]``."""
+    z, y, x = np.meshgrid(*(np.arange(-90.0, 50.0, mm) for mm in reversed(spacing)), indexing="ij")
+    large, centre = z**2 + y**2 + x**2 < 40.0**2, -50.0 - small_mm
+    small = (z - centre) ** 2 + y**2 + x**2 < small_mm**2
+    bar = (z < 0) & (z > centre) & (np.maximum(abs(y), abs(x)) < neck_mm / 2)
+    return large | bar | small, small
+
+
+@pytest.mark.parametrize("spacing", [(3.0, 3.0, 3.0), (0.9, 0.9, 5.0)])
+def test_a_thick_piece_that_hangs_on_the_liver_by_a_thin_neck_goes(spacing: tuple[float, float, float]) -> None:
+    assert (NECK_MM, HANGING) == (16.0, (0.03, 0.15))
+    organ, small = two_balls(17.0, 8.0, spacing)  # (17 / 40)^3 = 0.08 of the large one
+    kept = keep_components(organ.astype(np.uint8) * LIVER, ABDOMEN, spacing) == LIVER
+    assert not (kept & small).any()
+    assert kept.sum() > 0.97 * (organ & ~small).sum()
+    as_spleen = organ.astype(np.uint8) * SPLEEN
+    np.testing.assert_array_equal(keep_components(as_spleen, ABDOMEN, spacing), as_spleen)
+
+
+@pytest.mark.parametrize(("small_mm", "neck_mm"), [(11.0, 8.0), (25.0, 8.0), (17.0, 24.0)])
+def test_a_bump_a_lobe_and_what_is_broadly_joined_stay(small_mm: float, neck_mm: float) -> None:
+    """0.02 and 0.24 of the large one lie beyond the limits; a neck of 24 mm is none."""
+    organ, _ = two_balls(small_mm, neck_mm, (2.0, 2.0, 2.0))
+    assert not hanging(organ, (2.0, 2.0, 2.0)).any()
 
 
 def test_organs_that_people_drew_are_one_piece(shared_data: Path) -> None:
