@@ -14,6 +14,7 @@ from pgpsam.errors import Cancelled, UserError
 from pgpsam.labels import LabelSet
 from pgpsam.network.base import Distillation, Output
 from pgpsam.network.methods import METHODS, make_settings
+from pgpsam.segmenter import Segmenter
 from pgpsam.slices import frame_volume, scale_labels
 from pgpsam.training.augment import Augmentation, Augmenter, CropFieldOfView, Distract, Unenhance
 from pgpsam.training.batches import Order
@@ -32,6 +33,20 @@ def test_folder_layout(phantoms):
     assert [case.name for case in dataset.cases] == ["case_0", "case_1", "case_2"]
     assert dataset.labels.names == ("spleen", "liver")
     assert dataset.validation == ("case_2",)
+
+
+@pytest.mark.parametrize("support", [True, False])
+def test_prototypes_start_at_the_annotated_slices_or_at_random(phantoms, tmp_path, quick_settings, support):
+    """With a rate of 0 the model stays where it started: near the classes' own features, or anywhere."""
+    dataset = read_dataset(phantoms)
+    settings = replace(quick_settings, iterations=1, lr=0.0, published_lr=0.0, start_from_support=support)
+    samples = choose_samples(dataset, dataset.select(["case_0"]), SliceChoice(), settings)
+    network = Segmenter.load(
+        str(finetune(samples, dataset.labels, settings, tmp_path / "model", name="m", device="cpu"))
+    ).network
+    intra, inter = network.prototypes.intra.detach(), network.prototypes.inter.detach()
+    likeness = torch.cosine_similarity(inter.unflatten(0, (len(intra), -1)), intra[:, None], dim=-1)
+    assert (likeness.mean() > 0.5) == support, likeness
 
 
 def test_nnunet_layout(phantoms, tmp_path):

@@ -62,6 +62,8 @@ class TrainingSettings:
         replay: how often a slice that was varied and encoded is used.
         canvas: (H, W) in training. augmentation: None for none.
         preparation: how slices become inputs.
+        start_from_support: prototypes begin at what the annotated slices show, not at random; only where `start_from`
+            is empty.
         start_from: a trained model with the same method and organs, whose weights are the start.
     """
 
@@ -85,6 +87,7 @@ class TrainingSettings:
     augmentation: Augmentation | None = field(default_factory=Augmentation)
     preparation: Preparation = field(default_factory=Preparation)
     seed: int = 0
+    start_from_support: bool = True
     start_from: str = ""
 
 
@@ -245,7 +248,8 @@ def finetune(
         origin = {"started_from": take_over(network, settings, label_set)}
     elif not resume:
         network.start_from_names(label_set.names)
-        start_prototypes(network, samples, settings)
+        if settings.start_from_support:
+            start_prototypes(network, samples, settings)
     optimizer = make_optimizer(network, settings)
     order, augmenter = (
         Order(samples, settings.empty_share, settings.seed, settings.guessed_share),
