@@ -20,7 +20,7 @@ def segmenter():
 
 def test_is_small_enough_to_ship_and_says_what_it_is():
     folder = find_model("abdomen-ct")
-    assert sum(path.stat().st_size for path in folder.iterdir()) < 25e6
+    assert sum(path.stat().st_size for path in folder.rglob("*")) < 25e6
     spec = load_spec(folder)
     assert len(spec.labels) == 13
     assert len(spec.training["cases"]) == 18

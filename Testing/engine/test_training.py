@@ -18,6 +18,7 @@ from pgpsam.segmenter import Segmenter
 from pgpsam.slices import frame_volume, scale_labels
 from pgpsam.training.augment import Augmentation, Augmenter, CropFieldOfView, Distract, Unenhance
 from pgpsam.training.batches import Order
+from pgpsam.training.card import copy_pictures
 from pgpsam.training.commands import finetune_main
 from pgpsam.training.data import IGNORED, annotated_slices, load_case, read_dataset, read_slice_list
 from pgpsam.training.finetune import TrainingSettings, finetune, learning_rate
@@ -328,9 +329,16 @@ def test_from_a_data_set_to_a_scored_model(phantoms, quick_settings, tmp_path):
     assert spec["scores"]["split"] == ["case_2"]
     assert (tmp_path / "m" / "validation" / "scores.html").is_file()
     assert (tmp_path / "m" / "validation" / "confidence.html").is_file()
+    card = (tmp_path / "m" / "CARD.md").read_text()
+    for picture in ("validation/failures.png", "validation/confidence.png"):
+        assert f"({picture})" in card
+        assert Image.open(tmp_path / "m" / picture).size[0] > 200
     assert Image.open(tmp_path / "m" / "summary.png").size == (1210, 462)
+    (tmp_path / "next").mkdir()
+    copy_pictures(tmp_path / "m", tmp_path / "next")
+    assert len(list((tmp_path / "next" / "validation").iterdir())) == 2
     found = summary["confidence"]["all"]
-    assert f"{found['looked_at']} least confident of {found['segmented']}" in (tmp_path / "m" / "CARD.md").read_text()
+    assert f"{found['looked_at']} least confident of {found['segmented']}" in card
     again = evaluate(tmp_path / "m", phantoms, tmp_path / "scores", cases=["case_2"], device="cpu")
     assert again["all"]["dice"] == summary["all"]["dice"]
     with pytest.raises(UserError, match="trained on"):

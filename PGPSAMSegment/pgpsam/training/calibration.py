@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from pgpsam.pages import csv_bytes, image, page, png, write_whole
 
+CONFIDENCE = "confidence.png"
 BINS = 20
 FAILED = 0.5  # Dice
 LOOKED_AT = 0.1  # the share of the organs' slices that a reviewer has time for
@@ -148,7 +149,7 @@ def failures_found(rows: Sequence[OrganSlice], looked_at: float = LOOKED_AT) -> 
 def write_calibration(
     rows: Sequence[OrganSlice], reliable: Reliability, folder: Path, title: str, reported: Sequence[str]
 ) -> dict[str, Any]:
-    """Writes ``confidence.csv`` (the organ slices), ``confidence.json`` and ``confidence.html``.
+    """Writes ``confidence.csv`` (the organ slices), ``confidence.json``, ``confidence.png`` and ``confidence.html``.
 
     Args:
         folder: exists.
@@ -167,25 +168,27 @@ def write_calibration(
     }
     figures = ("dice", "confidence")
     table = [asdict(r) | {k: None if (v := getattr(r, k)) is None else f"{v:.4f}" for k in figures} for r in rows]
+    picture = calibration_plot(rows, reliable)
     write_whole(
         {
+            folder / CONFIDENCE: picture,
             folder / "confidence.csv": csv_bytes([f.name for f in fields(OrganSlice)], table),
             folder / "confidence.json": (json.dumps(summary, indent=1, allow_nan=False) + "\n").encode(),
-            folder / "confidence.html": page(title, _body(rows, reliable, summary, title)),
+            folder / "confidence.html": page(title, _body(picture, summary, title)),
         }
     )
     return summary
 
 
-def _body(rows: Sequence[OrganSlice], reliable: Reliability, summary: dict[str, Any], title: str) -> str:
+def _body(picture: bytes, summary: dict[str, Any], title: str) -> str:
     lines = [
         f"{group}: {found['failed']} of {found['segmented']} organ slices have a Dice under {FAILED:g}, and "
         f"{found['missed']} were missed; the {found['looked_at']} least confident ones hold {found['found']} of these."
         for group, found in (("Reported organs", summary["reported"]), ("All organs", summary["all"]))
     ]
-    picture = image(calibration_plot(rows, reliable), "Reliability, and failures found by share looked at")
+    shown = image(picture, "Reliability, and failures found by share looked at")
     return (
-        f'<h1>{escape(title)}</h1><section class="card">{picture}</section><section class="card">'
+        f'<h1>{escape(title)}</h1><section class="card">{shown}</section><section class="card">'
         f"{''.join(f'<p>{line}</p>' for line in lines)}"
         f"<p>Expected calibration error: {summary['calibration_error']:.3f}</p></section>"
     )

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pgpsam.models.store import ModelSpec
 from pgpsam.models.weights import FROM_SCRATCH
+from pgpsam.training.calibration import CONFIDENCE
+from pgpsam.training.failures import FAILURES
+
+VALIDATION = "validation"  # the folder in the model's own
 
 
 def model_card(spec: ModelSpec) -> str:
@@ -88,10 +94,24 @@ def _scores(spec: ModelSpec) -> list[str]:
     rows += [_row(organ["organ"], organ) for organ in summary["organs"]]
     rows += [_row("mean of the reported organs", summary["reported"]), _row("mean of all organs", summary["all"])]
     text = f"{whose} on {', '.join(scores['split'])}, which it was not trained on, every slice:"
-    return [text, "", *rows]
+    pictures = [
+        "",
+        f"![The largest error of each organ]({VALIDATION}/{FAILURES})",
+        "",
+        f"![How often the confidence is right, and what it finds]({VALIDATION}/{CONFIDENCE})",
+    ]
+    return [text, "", *rows, *(pictures if "confidence" in summary else [])]
 
 
 def _row(name: str, values: Mapping[str, Any]) -> str:
     dice, distance = values["dice"], values["hd95_mm"]
     shown = "-" if dice is None else f"{dice:.3f}", "-" if distance is None else f"{distance:.1f}"
     return f"| {name} | {shown[0]} | {shown[1]} | {values['missed']} |"
+
+
+def copy_pictures(origin: Path, model: Path) -> None:
+    """What a card shows of the earlier stage that was scored in the model's stead; both are model folders."""
+    for picture in (origin / VALIDATION / name for name in (FAILURES, CONFIDENCE)):
+        if picture.is_file():
+            (model / VALIDATION).mkdir(exist_ok=True)
+            shutil.copy(picture, model / VALIDATION)

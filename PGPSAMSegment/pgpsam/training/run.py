@@ -18,7 +18,7 @@ from pgpsam.errors import UserError
 from pgpsam.models.store import find_model, load_model, load_spec, save_model
 from pgpsam.segmenter import Segmenter, Step
 from pgpsam.training.calibration import OrganSlice, Reliability, organ_slices, reliability, write_calibration
-from pgpsam.training.card import model_card
+from pgpsam.training.card import VALIDATION, copy_pictures, model_card
 from pgpsam.training.data import (
     Case,
     Dataset,
@@ -30,6 +30,7 @@ from pgpsam.training.data import (
     read_dataset,
     read_slice_list,
 )
+from pgpsam.training.failures import FAILURES, Failure, failures, worst_of_each_organ, write_failures
 from pgpsam.training.finetune import CURVES, Progress, TrainingSettings, finetune, trained_cases
 from pgpsam.training.metrics import OrganScore, organ_scores, write_scores
 from pgpsam.training.picture import write_summary
@@ -152,13 +153,16 @@ class CaseScores:
     organs: list[OrganScore]
     slices: list[OrganSlice]
     reliability: Reliability
+    failures: list[Failure]
 
     def write(self, folder: Path, dataset: Dataset, title: str, about: Mapping[str, str]) -> dict[str, Any]:
-        """scores.{csv,json,html} and confidence.{csv,json,html}; `metrics.summarise` of the scores, with the key
-        ``confidence``, as `calibration.write_calibration` gives it."""
+        """scores.{csv,json,html}, confidence.{csv,json,html,png} and failures.png; `metrics.summarise` of the scores,
+        with the key ``confidence``, as `calibration.write_calibration` gives it."""
         summary = write_scores(self.organs, folder, title, dataset.reported or None, about)
         reported = [label.name for label in dataset.labels if label.id in (dataset.reported or dataset.labels.ids)]
         trust = write_calibration(self.slices, self.reliability, folder, f"{title}: confidence", reported)
+        colours = "green: drawn by people, orange: found by the model"
+        write_failures(self.failures, folder / FAILURES, f"{title}: the largest error of each organ ({colours})")
         return {**summary, "confidence": trust}
 
 
@@ -173,6 +177,7 @@ def score_cases(
     organs: list[OrganScore] = []
     slices: list[OrganSlice] = []
     trust: list[Reliability] = []
+    failed: list[Failure] = []
     ids = np.array([0, *dataset.labels.ids], np.uint8)
     theirs = np.zeros(256, np.uint8)  # the model's id -> the data set's class index, by the organ's name
     names = dataset.labels.names
@@ -187,10 +192,12 @@ def score_cases(
             clean=clean,
         )
         found = theirs[result.labels]
-        slices += organ_slices(found, loaded.labels, result.confidence, names, case.name)
+        own = organ_slices(found, loaded.labels, result.confidence, names, case.name)
+        slices += own
+        failed = worst_of_each_organ([*failed, *failures(loaded.volume, found, loaded.labels, own, names)])
         trust.append(reliability(found, loaded.labels, result.confidence))
         organs += organ_scores(ids[found], ids[loaded.labels], loaded.volume.spacing, dataset.labels, case=case.name)
-    return CaseScores(organs, slices, sum(trust[1:], trust[0]))
+    return CaseScores(organs, slices, sum(trust[1:], trust[0]), failed)
 
 
 def evaluate(
@@ -203,8 +210,8 @@ def evaluate(
     clean: bool = True,
     progress: Callable[[str, Step], None] | None = None,
 ) -> dict[str, Any]:
-    """Score a model on a data set's held-out cases and write scores.{csv,json,html} and
-    confidence.{csv,json,html}.
+    """Score a model on a data set's held-out cases and write scores.{csv,json,html},
+    confidence.{csv,json,html,png} and failures.png.
 
     Args:
         cases: names; None for the data set's suggested validation cases, or all where it suggests none.
@@ -306,12 +313,14 @@ def train_on_dataset(
     )
     spec, tensors = load_model(out)
     if not held:
+        if settings.start_from:
+            copy_pictures(find_model(settings.start_from), out)
         save_model(out, spec, tensors, model_card(spec))
         write_summary(out / CURVES, out / SUMMARY, spec.name)
         return None
     scores = score_cases(Segmenter.load(out, device), dataset, held, scoring)
     about = {"model": out.name, "data": dataset.name, "training": choice.text, "held out": str(len(held))}
-    summary = scores.write(out / "validation", dataset, f"{out.name}: held-out cases", about)
+    summary = scores.write(out / VALIDATION, dataset, f"{out.name}: held-out cases", about)
     spec = replace(spec, scores={"split": [case.name for case in held], "summary": summary})
     save_model(out, spec, tensors, model_card(spec))
     write_summary(out / CURVES, out / SUMMARY, spec.name, summary)
