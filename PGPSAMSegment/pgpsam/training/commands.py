@@ -6,8 +6,9 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from pgpsam.training.data import read_dataset
 from pgpsam.training.finetune import TrainingSettings
 from pgpsam.training.recipes import recipe
 from pgpsam.training.run import SliceChoice, evaluate, train_on_dataset
+from pgpsam.training.staged import ITERATIONS, train_in_stages
 
 
 def finetune_main(arguments: Sequence[str] | None = None) -> int:
@@ -44,6 +46,11 @@ def finetune_main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--teacher", metavar="MODEL", help="learn its confident labels of slices without annotation too"
     )
+    parser.add_argument(
+        "--staged",
+        action="store_true",
+        help="coarse, then fine, then taught by itself on slices without annotation: best with few slices",
+    )
     parser.add_argument("--iterations", type=int, help="optimiser steps (default: the recipe's)")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="a setting of the run or method")
     parser.add_argument("--name", default="", help="the model's name (default: the folder's)")
@@ -53,6 +60,8 @@ def finetune_main(arguments: Sequence[str] | None = None) -> int:
     add_common(parser)
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = parser.parse_args(given)
+    if options.staged and (options.start_from or options.teacher):
+        parser.error("--staged finds its own --start-from and --teacher")
     words = [word for word in given if word != "--resume"]
     options.command = shlex.join(["python", "Training/finetune.py", *words])
     return run(_finetune, options)
@@ -63,11 +72,17 @@ def _finetune(options: argparse.Namespace) -> None:
     settings = replace(settings, seed=options.seed, start_from=options.start_from or "")
     if options.backbone:
         settings = replace(settings, backbone=options.backbone)
-    if options.iterations:
-        settings = replace(settings, iterations=options.iterations)
+    if options.iterations or options.staged:
+        settings = replace(settings, iterations=options.iterations or ITERATIONS)
     choice = SliceChoice(options.slices, options.fraction, options.shots, options.per_organ, options.fully_annotated)
+    stage = ["training"]
+    train: Callable[..., dict[str, Any] | None] = train_on_dataset
+    if options.staged:
+        train = partial(train_in_stages, stage_begins=lambda name: stage.__setitem__(0, f"training, {name}"))
+    elif options.teacher:
+        train = partial(train, teacher=options.teacher)
     with ProgressReporter(options.progress) as report:
-        summary = train_on_dataset(
+        summary = train(
             options.data,
             options.out,
             settings,
@@ -77,9 +92,8 @@ def _finetune(options: argparse.Namespace) -> None:
             hold_out=options.hold_out,
             device=options.device,
             resume=options.resume,
-            teacher=options.teacher or "",
             command=options.command,
-            progress=lambda p: report("training", p.iteration, p.iterations, p.eta_seconds, f"loss {p.loss:.3f}"),
+            progress=lambda p: report(stage[0], p.iteration, p.iterations, p.eta_seconds, f"loss {p.loss:.3f}"),
             labelling=lambda case, step: report(f"labelling {case}", step.done, step.total, step.eta_seconds),
             scoring=lambda case, step: report(f"scoring {case}", step.done, step.total, step.eta_seconds),
         )

@@ -262,6 +262,7 @@ def train_on_dataset(
     resume: bool = False,
     teacher: str = "",
     command: str = "",
+    scored: bool = True,
     progress: Callable[[Progress], None] | None = None,
     labelling: Callable[[str, Step], None] | None = None,
     scoring: Callable[[str, Step], None] | None = None,
@@ -271,10 +272,11 @@ def train_on_dataset(
 
     Args:
         teacher: a trained model whose confident labels on slices without annotation are learned too.
+        scored: score the held-out cases when the model is trained.
         progress, labelling, scoring: called while training, and with a case's name while it is segmented.
 
     Returns:
-        The scores' summary; None where no case was held out.
+        The scores' summary; None where no case was held out or `scored` is off.
 
     Raises:
         UserError: as `choose_samples` and `finetune`; the teacher or the model to start from is not there, or was
@@ -312,7 +314,7 @@ def train_on_dataset(
         cancelled=cancelled,
     )
     spec, tensors = load_model(out)
-    if not held:
+    if not (held and scored):
         if settings.start_from:
             copy_pictures(find_model(settings.start_from), out)
         save_model(out, spec, tensors, model_card(spec))
