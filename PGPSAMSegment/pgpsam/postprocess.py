@@ -31,7 +31,8 @@ def keep_components(
 ) -> NDArray[np.uint8]:
     """Leaves of every organ that is anatomically one piece its largest connected piece.
 
-    From the liver, a thick piece that hangs on by a thin neck is cut off first (`hanging`): fluid in the colon beneath.
+    From the liver, a thick piece that hangs on by a thin neck, or by nothing, goes first (`hanging`): fluid in the colon
+    beneath, an arm beside.
 
     Two exceptions. The aorta's pieces of at least `MIN_SHARE` of the largest stay, for where the arch was missed, its
     ascending and descending part are two. And where the largest piece reaches the first or last slice, others that
@@ -93,7 +94,7 @@ def _of_organ(
 
 
 def hanging(organ: NDArray[np.bool_], spacing: Sequence[float]) -> NDArray[np.bool_]:
-    """Pieces that are thicker than `NECK_MM` and joined to a larger one by something thinner.
+    """Pieces that are thicker than `NECK_MM` and joined to a larger one by something thinner, or not at all.
 
     The parts deeper inside the organ than half of `NECK_MM` are its cores; every voxel belongs to the nearest one. A
     core's share is dropped where `HANGING` says so. Of the 18 livers that people drew in the training data, whatever

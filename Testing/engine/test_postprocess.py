@@ -155,6 +155,18 @@ def test_a_thick_piece_that_hangs_on_the_liver_by_a_thin_neck_goes(spacing: tupl
     np.testing.assert_array_equal(keep_components(as_spleen, ABDOMEN, spacing), as_spleen)
 
 
+def test_a_thick_piece_beside_the_liver_goes_though_both_reach_the_scans_end() -> None:
+    """An arm: pieces that reach the end of the scan together otherwise stay."""
+    organ, small = two_balls(17.0, 0.0, (3.0, 3.0, 3.0))
+    beside = np.roll(small, (24, -22), axis=(0, 2))  # to the right of the large ball, at the height of its middle
+    labels = ((organ & ~small) | beside).astype(np.uint8)[: len(organ) * 2 // 3] * LIVER
+    for part in (beside, organ & ~small):
+        assert (part[: len(labels)][-1] & (labels[-1] == LIVER)).any()
+    kept = keep_components(labels, ABDOMEN, (3.0, 3.0, 3.0)) == LIVER
+    assert not (kept & beside[: len(labels)]).any()
+    assert kept.any()
+
+
 @pytest.mark.parametrize(("small_mm", "neck_mm"), [(11.0, 8.0), (25.0, 8.0), (17.0, 24.0)])
 def test_a_bump_a_lobe_and_what_is_broadly_joined_stay(small_mm: float, neck_mm: float) -> None:
     """0.02 and 0.24 of the large one lie beyond the limits; a neck of 24 mm is none."""
