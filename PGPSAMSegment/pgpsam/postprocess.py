@@ -31,8 +31,8 @@ def keep_components(
 ) -> NDArray[np.uint8]:
     """Leaves of every organ that is anatomically one piece its largest connected piece.
 
-    From the liver, a thick piece that hangs on by a thin neck, or by nothing, goes first (`hanging`): fluid in the colon
-    beneath, an arm beside.
+    From the liver, a thick piece that hangs on by a thin neck, or by nothing, goes first (`hanging`): fluid in the
+    colon beneath, an arm beside.
 
     Two exceptions. The aorta's pieces of at least `MIN_SHARE` of the largest stay, for where the arch was missed, its
     ascending and descending part are two. And where the largest piece reaches the first or last slice, others that
