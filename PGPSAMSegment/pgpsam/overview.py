@@ -40,7 +40,7 @@ _SIDES = {"axial": "RLAP", "coronal": "RLSI", "sagittal": "APSI"}  # left, right
 _DPI = 100
 _AXIAL_ROWS = 3
 _MIN_STACK = 8  # slices: a coronal or sagittal cut through fewer shows nothing
-_WINDOW = (-160.0, 240.0)  # HU: soft tissue, width 400 at level 40
+WINDOW = (-160.0, 240.0)  # HU: soft tissue, width 400 at level 40
 _AIR_HU = -300.0
 _MARGIN, _GAP, _TOP, _FOOTER, _LEGEND = 30, 12, 126, 44, 320  # pixels
 _SIDE = 0.32  # the part of the images' width that the coronal and sagittal cuts take
@@ -155,7 +155,7 @@ def draw(volume: Volume, segmentation: Segmentation) -> bytes:
     _draw_header(axes, panels, volume, segmentation)
     end = _draw_legend(axes, volume, segmentation)
     _draw_confidence(axes, panels, segmentation, end, height - _FOOTER)
-    unit = " HU" if window == _WINDOW else ""
+    unit = " HU" if window == WINDOW else ""
     note = f"Shown from {window[0]:.0f} to {window[1]:.0f}{unit}. Radiological: R is the patient's right."
     _write(axes, _MARGIN, height - _FOOTER / 2, note, 9.5, _MUTED)
     axes.set(xlim=(0, WIDTH), ylim=(height, 0))  # last, for every image changes it
@@ -297,7 +297,7 @@ def _best_cuts(areas: NDArray[np.float64], count: int, extra: NDArray[np.float64
 def _window(array: NDArray[np.float32]) -> tuple[float, float]:
     """Soft tissue for CT; for an image without values of air, all but its darkest and brightest hundredth."""
     if array.min() < -50:
-        return _WINDOW
+        return WINDOW
     step = max(1, max(array.shape) // 128)
     low, high = np.percentile(array[:, ::step, ::step], [1, 99])
     return float(low), float(high) if high > low else float(low) + 1.0

@@ -58,8 +58,9 @@ def keep_components(
     for label in label_set:
         box = boxes[label.id - 1] if label.id <= len(boxes) else None
         if label.single and box is not None:
+            box = tuple(slice(max(0, side.start - 1), side.stop + 1) for side in box)  # with the background around it
             organ = labels[box] == label.id
-            stays = organ & ~hanging(labels == label.id, spacing)[box] if label.type.value == LIVER else organ.copy()
+            stays = organ & ~hanging(organ, spacing) if label.type.value == LIVER else organ.copy()
             ends = (box[0].start == 0, box[0].stop == len(labels))
             share = MIN_SHARE if label.type.value == AORTA else np.inf
             stays[stays] = _of_organ(stays, ends, min_voxels, share)
@@ -73,8 +74,8 @@ def _of_organ(
     """Which voxels of a mask belong to its largest piece, to one not much smaller, or to one that may join it outside.
 
     Args:
-        organ: ``[z, y, x]``, not empty, cropped to what it holds.
-        ends: whether its first and its last slice are the scan's.
+        organ: ``[z, y, x]``, not empty.
+        ends: whether the array's first and last slice are the scan's.
         min_voxels: smaller pieces are left out.
         min_share: of the largest piece's size, from which another stays; inf for none.
 
@@ -101,30 +102,24 @@ def hanging(organ: NDArray[np.bool_], spacing: Sequence[float]) -> NDArray[np.bo
     hangs like that has at most 0.016 of the liver; the colon's fluid in the demo's CT has 0.05 to 0.09.
 
     Args:
-        organ: ``[z, y, x]``; it is taken to go on beyond the array's edges.
+        organ: ``[z, y, x]``, with the background around it; it is taken to go on beyond the array's edges.
         spacing: ``(dx, dy, dz)`` in mm.
 
     Returns:
         bool ``[z, y, x]``, part of `organ`.
     """
-    found = np.zeros_like(organ)
-    boxes = ndimage.find_objects(organ.astype(np.uint8))
-    if not boxes:
-        return found
-    box = tuple(slice(max(0, s.start - 1), s.stop + 1) for s in boxes[0])  # with the background around it
     sizes_mm = tuple(reversed(spacing))
     steps = [max(1, int(COARSE_MM / mm)) for mm in sizes_mm]
-    coarse = organ[box][:: steps[0], :: steps[1], :: steps[2]]
+    coarse = organ[:: steps[0], :: steps[1], :: steps[2]]
     sampling = [mm * step for mm, step in zip(sizes_mm, steps, strict=True)]
     core, count = ndimage.label(ndimage.distance_transform_edt(coarse, sampling) > NECK_MM / 2)
     if count < 2:
-        return found
+        return np.zeros_like(organ)
     nearest = ndimage.distance_transform_edt(core == 0, sampling, return_distances=False, return_indices=True)
     owner = np.where(coarse, core[tuple(nearest)], 0)
     share = np.bincount(owner.ravel(), minlength=count + 1).astype(float)
     share[0] = 0.0
     share /= share.max()
     dropped = ((share >= HANGING[0]) & (share <= HANGING[1]))[owner]
-    places = [np.arange(n) // step for n, step in zip(organ[box].shape, steps, strict=True)]
-    found[box] = dropped[np.ix_(*places)] & organ[box]
-    return found
+    places = [np.arange(n) // step for n, step in zip(organ.shape, steps, strict=True)]
+    return dropped[np.ix_(*places)] & organ

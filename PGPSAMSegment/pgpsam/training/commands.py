@@ -20,7 +20,7 @@ from pgpsam.training.augment import Augmentation
 from pgpsam.training.benchmark import AMOUNTS, collect, page, plan, plot, run_all
 from pgpsam.training.benchmark import arguments as run_arguments
 from pgpsam.training.data import read_dataset
-from pgpsam.training.finetune import TrainingSettings
+from pgpsam.training.finetune import Progress, TrainingSettings
 from pgpsam.training.recipes import recipe
 from pgpsam.training.run import SliceChoice, evaluate, train_on_dataset
 from pgpsam.training.staged import ITERATIONS, train_in_stages
@@ -49,7 +49,7 @@ def finetune_main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--staged",
         action="store_true",
-        help="coarse, then fine, then taught by itself on slices without annotation: best with few slices",
+        help="coarse, then fine, then taught by itself on slices without annotation: for few slices",
     )
     parser.add_argument("--iterations", type=int, help="optimiser steps (default: the recipe's)")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="a setting of the run or method")
@@ -60,8 +60,6 @@ def finetune_main(arguments: Sequence[str] | None = None) -> int:
     add_common(parser)
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = parser.parse_args(given)
-    if options.staged and (options.start_from or options.teacher):
-        parser.error("--staged finds its own --start-from and --teacher")
     words = [word for word in given if word != "--resume"]
     options.command = shlex.join(["python", "Training/finetune.py", *words])
     return run(_finetune, options)
@@ -75,13 +73,18 @@ def _finetune(options: argparse.Namespace) -> None:
     if options.iterations or options.staged:
         settings = replace(settings, iterations=options.iterations or ITERATIONS)
     choice = SliceChoice(options.slices, options.fraction, options.shots, options.per_organ, options.fully_annotated)
-    stage = ["training"]
-    train: Callable[..., dict[str, Any] | None] = train_on_dataset
-    if options.staged:
-        train = partial(train_in_stages, stage_begins=lambda name: stage.__setitem__(0, f"training, {name}"))
-    elif options.teacher:
-        train = partial(train, teacher=options.teacher)
+    if options.staged and options.teacher:
+        raise UserError("a staged run is its own teacher", "Leave out --teacher or --staged.")
     with ProgressReporter(options.progress) as report:
+
+        def tell(stage: str, p: Progress) -> None:
+            report(stage, p.iteration, p.iterations, p.eta_seconds, f"loss {p.loss:.3f}")
+
+        train: Callable[..., dict[str, Any] | None] = partial(
+            train_on_dataset, teacher=options.teacher or "", progress=partial(tell, "training")
+        )
+        if options.staged:
+            train = partial(train_in_stages, progress=lambda stage, p: tell(f"training, {stage}", p))
         summary = train(
             options.data,
             options.out,
@@ -93,7 +96,6 @@ def _finetune(options: argparse.Namespace) -> None:
             device=options.device,
             resume=options.resume,
             command=options.command,
-            progress=lambda p: report(stage[0], p.iteration, p.iterations, p.eta_seconds, f"loss {p.loss:.3f}"),
             labelling=lambda case, step: report(f"labelling {case}", step.done, step.total, step.eta_seconds),
             scoring=lambda case, step: report(f"scoring {case}", step.done, step.total, step.eta_seconds),
         )

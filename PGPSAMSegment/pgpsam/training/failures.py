@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from pgpsam.overview import position_text
+from pgpsam.overview import WINDOW, position_text
 from pgpsam.pages import png, write_whole
 from pgpsam.training.calibration import OrganSlice
 from pgpsam.volume import Volume
@@ -20,7 +20,6 @@ from pgpsam.volume import Volume
 FAILURES = "failures.png"
 SHOWN = 8
 SIDE_MM = 180.0  # of the part of the slice that is shown
-WINDOW = (-160.0, 240.0)  # HU
 DRAWN, FOUND = "#3ddc84", "#ff7f2a"
 
 

@@ -10,13 +10,15 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pgpsam.errors import UserError
 from pgpsam.models.store import load_spec
-from pgpsam.training.finetune import CHECKPOINT, TrainingSettings, describe
+from pgpsam.slices import Preparation
+from pgpsam.training.finetune import CHECKPOINT, Progress, TrainingSettings, describe
 from pgpsam.training.run import SliceChoice, train_on_dataset
 
 STAGES = "stages"  # the folder, in the model's own, of the first two; it goes when the model is finished
@@ -26,17 +28,8 @@ COARSER = 4 / 3  # pixel size of the first stage
 CANVAS_STEP = 28
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One run. `taught`: by the stage before it."""
-
-    name: str
-    settings: TrainingSettings
-    taught: bool = False
-
-
-def stages(settings: TrainingSettings, out: Path) -> list[Stage]:
-    """The three runs that take `settings.iterations` together; the last one writes to `out`.
+def stages(settings: TrainingSettings, out: Path) -> dict[str, TrainingSettings]:
+    """The three runs, in order, that take `settings.iterations` together; the last one writes to `out`.
 
     Raises:
         UserError: `settings` starts from a model already, or has too few iterations.
@@ -65,7 +58,7 @@ def stages(settings: TrainingSettings, out: Path) -> list[Stage]:
         start_from=str(out / STAGES / "coarse"),
     )
     taught = replace(fine, iterations=steps["taught"], start_from=str(out / STAGES / "fine"))
-    return [Stage("coarse", coarse), Stage("fine", fine), Stage("taught", taught, taught=True)]
+    return {"coarse": coarse, "fine": fine, "taught": taught}
 
 
 def train_in_stages(
@@ -76,7 +69,7 @@ def train_in_stages(
     *,
     resume: bool = False,
     command: str = "",
-    stage_begins: Callable[[str], None] = lambda name: None,
+    progress: Callable[[str, Progress], None] | None = None,
     **more: Any,
 ) -> dict[str, Any] | None:
     """The three stages, of which only the last is scored.
@@ -84,52 +77,55 @@ def train_in_stages(
     Args:
         data, out, settings, choice, command: as `train_on_dataset` takes them.
         resume: finished stages are kept, the stopped one goes on.
-        stage_begins: called with a stage's name.
+        progress: called while training, with the stage's name.
         more: further arguments of `train_on_dataset`.
 
     Returns:
         The scores' summary; None where no case was held out.
 
     Raises:
-        UserError: as `train_on_dataset`; every slice is annotated; or a finished stage had other settings or slices.
+        UserError: as `train_on_dataset`; every slice is annotated; the stages of a stopped run lie there, or with
+            `resume` none do; or a finished stage had other settings or slices.
     """
     out = Path(out)
     if choice.fully_annotated:
         raise UserError("a staged run learns from slices without annotation, and here all are annotated")
-    if not resume:
-        shutil.rmtree(out / STAGES, ignore_errors=True)
-    *first, last = stages(settings, out)
-    for stage in first:
-        folder = out / STAGES / stage.name
+    runs, begun = stages(settings, out), (out / STAGES).exists()
+    if begun and not resume:
+        raise UserError(f"{out / STAGES} is there, of a stopped run", "Go on with --resume, or delete it.")
+    if resume and not begun:
+        raise UserError(f"nothing to resume: {out / STAGES} does not exist", "Start without --resume.")
+
+    def named(stage: str) -> Callable[[Progress], None] | None:
+        return partial(progress, stage) if progress else None
+
+    *first, last = runs.items()
+    for name, own in first:
+        folder = out / STAGES / name
         if (folder / "model.json").is_file():
-            check_same(stage, folder, choice)
+            check_same(own, folder, choice)
             continue
-        stage_begins(stage.name)
         going_on = (folder / CHECKPOINT).is_file()
-        own = {**more, "name": stage.name, "description": "", "scored": False}
-        train_on_dataset(data, folder, stage.settings, choice, resume=going_on, **own)
-    stage_begins(last.name)
-    summary = train_on_dataset(
-        data,
-        out,
-        last.settings,
-        choice,
-        resume=(out / CHECKPOINT).is_file() and resume,
-        teacher=last.settings.start_from,
-        command=command,
-        **more,
-    )
+        stage = {**more, "name": name, "description": "", "scored": False, "progress": named(name)}
+        train_on_dataset(data, folder, own, choice, resume=going_on, **stage)
+    name, own = last
+    going_on = (out / CHECKPOINT).is_file() and resume
+    final = {**more, "command": command, "progress": named(name)}
+    summary = train_on_dataset(data, out, own, choice, resume=going_on, teacher=own.start_from, **final)
     shutil.rmtree(out / STAGES)
     return summary
 
 
-def check_same(stage: Stage, folder: Path, choice: SliceChoice) -> None:
+def check_same(settings: TrainingSettings, folder: Path, choice: SliceChoice) -> None:
     """Refuse a finished stage of another run.
 
     Raises:
         UserError: it had other settings or slices.
     """
-    recorded = load_spec(folder).training
-    wanted = json.loads(json.dumps({**describe(stage.settings), "choice": choice.text}))
-    if any(recorded.get(key) != value for key, value in wanted.items()):
-        raise UserError(f"{folder} was trained with other settings than now", "Start without --resume.")
+    spec = load_spec(folder)
+    wanted = json.loads(json.dumps({**describe(settings), "choice": choice.text}))
+    same = all(spec.training.get(key) == value for key, value in wanted.items())
+    if not same or Preparation.from_json(spec.preparation) != settings.preparation:
+        raise UserError(
+            f"{folder} was trained with other settings than now", f"Give the same ones, or delete {folder.parent}."
+        )
