@@ -128,6 +128,7 @@ def progress(event: Mapping[str, Any]) -> tuple[str, float | None]:
         "load": _("Loading the model"),
         "prepare": _("Preparing the volume"),
         "slices": _("Segmenting slices"),
+        "refine": _("Comparing neighbouring slices"),
         "compare": _("Comparing slices"),
         "clean": _("Cleaning up"),
         "write": _("Writing the result"),

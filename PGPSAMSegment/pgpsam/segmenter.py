@@ -22,10 +22,12 @@ from pgpsam.models.weights import base_state
 from pgpsam.network.base import LoraSettings
 from pgpsam.network.lora import merge_lora, put_tensors
 from pgpsam.network.methods import Output, SegmentationNetwork, build_network, make_settings
+from pgpsam.network.volume_refiner import VolumeRefiner, restore_refiner, split_tensors
 from pgpsam.postprocess import keep_components
 from pgpsam.prompts import peak_points, region_labels
 from pgpsam.segmentation import Segmentation
-from pgpsam.slices import Frame, Preparation, body_mask, box_scores, frame_volume, network_input
+from pgpsam.slices import Frame, Preparation, body_mask, frame_volume, network_input, on_body, to_box
+from pgpsam.stack import Stack
 from pgpsam.volume import Volume
 
 BATCH = {"cpu": 2, "cuda": 16, "mps": 4}
@@ -51,6 +53,7 @@ class Segmenter:
         preparation: how slices become the network's input.
         name: what results say of the model.
         device: 'auto', 'cpu', 'cuda', 'cuda:N' or 'mps'.
+        refiner: corrects the slices' answers as one volume; None leaves them as they are.
 
     Raises:
         UserError: no such device.
@@ -63,9 +66,11 @@ class Segmenter:
         preparation: Preparation,
         name: str,
         device: str = "auto",
+        refiner: VolumeRefiner | None = None,
     ) -> None:
         self.device = choose_device(device)
         self.network = network.to(self.device).to(memory_format=torch.channels_last).eval()
+        self.refiner = refiner.to(self.device).eval() if refiner is not None else None
         self.label_set, self.preparation, self.name = label_set, preparation, name
         self.batch = BATCH[self.device.type]
 
@@ -82,7 +87,10 @@ class Segmenter:
         """
         folder = find_model(str(model))
         spec, tensors = load_model(folder)
-        return cls(restore_network(spec, tensors, weights), spec.labels, preparation_of(spec), spec.name, device)
+        own, refining = split_tensors(tensors)
+        network = restore_network(spec, own, weights)
+        refiner = restore_refiner(len(spec.labels) + 1, spec.refiner, refining, spec.name)
+        return cls(network, spec.labels, preparation_of(spec), spec.name, device, refiner)
 
     @torch.inference_mode()
     def segment(
@@ -123,17 +131,25 @@ class Segmenter:
         for index, label in enumerate(self.label_set, start=1):
             lookup[index] = label.id if label.id in wanted.ids else 0
         ids = torch.tensor(self.label_set.ids)
-        todo = np.flatnonzero(body_mask(volume.array).mean((1, 2)) >= BODY_SHARE).tolist()
+        todo = body_slices(volume)
         seconds["prepare"] = time.monotonic() - started
 
         started = time.monotonic()
         y0, y1, x0, x1 = frame.box
+
+        def write(z: int, logits: torch.Tensor) -> None:
+            best, winner = to_box(logits[None], frame)[0].softmax(0).max(0)
+            labels[z, y0:y1, x0:x1] = lookup[winner.cpu()].numpy()
+            confidence[z, y0:y1, x0:x1] = best.cpu().numpy()
+
+        stack = Stack(volume, frame, self.preparation, len(lookup)) if self.refiner else None
         done = 0
         for indices, output in self._outputs(volume, frame, todo, cancelled):
             for i, z in enumerate(indices):
-                best, winner = box_scores(output.logits[i][None], frame)[0].softmax(0).max(0)
-                labels[z, y0:y1, x0:x1] = lookup[winner.cpu()].numpy()
-                confidence[z, y0:y1, x0:x1] = best.cpu().numpy()
+                logits = on_body(output.logits[i], frame)
+                write(z, logits)
+                if stack:
+                    stack.add(z, logits)
                 if output.attention is not None:
                     attention[z] = output.attention[i, 1:].float().cpu()
             done += len(indices)
@@ -143,6 +159,18 @@ class Segmenter:
                 spent = time.monotonic() - started
                 progress(Step("slices", done, len(todo), spent / done * (len(todo) - done)))
         seconds["slices"] = time.monotonic() - started
+
+        if self.refiner and stack and todo:
+            started = time.monotonic()
+            if progress:
+                progress(Step("refine", 0, 1, 0.0))
+            seen = stack.planes().to(self.device)
+            with autocast(self.device):
+                change = self.refiner.over(seen)
+            corrected = stack.correct(change)
+            for z in todo:
+                write(z, corrected(z))
+            seconds["refine"] = time.monotonic() - started
 
         started = time.monotonic()
         if clean:
@@ -155,6 +183,31 @@ class Segmenter:
         points = peak_points(attention, labels, self.label_set, frame, volume.spacing[2])
         seconds["clean up"] = time.monotonic() - started
         return Segmentation(labels, confidence, regions, points, seconds, str(self.device), self.name, wanted)
+
+    @torch.inference_mode()
+    def answers(
+        self,
+        volume: Volume,
+        *,
+        progress: Callable[[Step], None] | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> Stack:
+        """What the network says of every slice, before any correction.
+
+        Raises:
+            UserError, Cancelled: as `segment`.
+        """
+        frame = frame_volume(volume, self.preparation)
+        stack = Stack(volume, frame, self.preparation, len(self.label_set) + 1)
+        todo = body_slices(volume)
+        started = time.monotonic()
+        for indices, output in self._outputs(volume, frame, todo, cancelled):
+            for i, z in enumerate(indices):
+                stack.add(z, on_body(output.logits[i], frame))
+            if progress:
+                done, spent = len(stack.logits), time.monotonic() - started
+                progress(Step("slices", done, len(todo), spent / done * (len(todo) - done)))
+        return stack
 
     def _outputs(
         self, volume: Volume, frame: Frame, todo: Sequence[int], cancelled: Callable[[], bool] | None
@@ -183,6 +236,12 @@ class Segmenter:
                 continue
             yield indices, output
             start += len(indices)
+
+
+def body_slices(volume: Volume) -> list[int]:
+    """Canonical z of the slices that show more than air."""
+    found: list[int] = np.flatnonzero(body_mask(volume.array).mean((1, 2)) >= BODY_SHARE).tolist()
+    return found
 
 
 def is_memory_error(error: BaseException) -> bool:

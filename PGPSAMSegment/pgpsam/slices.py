@@ -170,9 +170,18 @@ def network_input(volume: Volume, frame: Frame, preparation: Preparation, indice
     return place(torch.stack([scaled[[row[j] for j in channels]] for channels in wanted]), frame)
 
 
+def on_body(scores: Tensor, frame: Frame) -> Tensor:
+    """[..., H, W] on the canvas -> its part on the body box, [..., h, w]; the inverse of `place`."""
+    top, left = frame.corner
+    return scores[..., top : top + frame.size[0], left : left + frame.size[1]]
+
+
+def to_box(scores: Tensor, frame: Frame) -> Tensor:
+    """Scores on the body box's pixels, [n, K, h, w], -> on its own voxels, [n, K, y1 - y0, x1 - x0]; one resampling."""
+    y0, y1, x0, x1 = frame.box
+    return F.interpolate(scores.float(), (y1 - y0, x1 - x0), mode="bilinear", align_corners=False)
+
+
 def box_scores(scores: Tensor, frame: Frame) -> Tensor:
     """Scores on the canvas, [n, K, H, W], -> on the body box's own voxels, [n, K, y1 - y0, x1 - x0]; one resampling."""
-    top, left = frame.corner
-    y0, y1, x0, x1 = frame.box
-    crop = scores[..., top : top + frame.size[0], left : left + frame.size[1]]
-    return F.interpolate(crop.float(), (y1 - y0, x1 - x0), mode="bilinear", align_corners=False)
+    return to_box(on_body(scores, frame), frame)

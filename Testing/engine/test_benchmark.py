@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import pytest
 
+from choosing import choose_samples
 from pgpsam.errors import UserError
 from pgpsam.training.benchmark import Row, arguments, collect, page, plan, plot, run_all, spread
 from pgpsam.training.commands import benchmark_main
 from pgpsam.training.data import read_dataset
-from pgpsam.training.run import SliceChoice, choose_samples
+from pgpsam.training.run import SliceChoice
 
 QUICK = ["--set", "batch=2", "warmup=1", "canvas=[56,112]", "replay=1", "--device", "cpu"]
 

@@ -95,6 +95,44 @@ def test_model_json_is_readable_and_records_the_adapter(folder: Path) -> None:
     assert (folder / "CARD.md").read_text() == "# Card\n"
 
 
+REFINED = replace(SPEC, schema_version=2, refiner={"channels": [8, 8, 8, 8, 8], "folds": 3})
+WITH_REFINER = TENSORS | {"refiner.network.weight": torch.ones(3)}
+
+
+def test_a_refiner_lies_in_a_file_of_its_own(folder: Path) -> None:
+    former = (folder / "adapter.safetensors").read_bytes()
+    save_model(folder, REFINED, WITH_REFINER)
+    assert_is_whole(folder, WITH_REFINER, REFINED)
+    assert (folder / "adapter.safetensors").read_bytes() == former
+    save_model(folder, SPEC, TENSORS)
+    assert not (folder / "refiner.safetensors").exists()
+    assert_is_whole(folder, TENSORS)
+
+
+def test_a_model_of_before_refiners_is_read(folder: Path) -> None:
+    content = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    del content["refiner"]
+    (folder / "model.json").write_text(json.dumps(content), encoding="utf-8")
+    assert_is_whole(folder, TENSORS)
+
+
+def test_a_refiner_that_is_damaged_or_gone_is_refused(folder: Path) -> None:
+    save_model(folder, REFINED, WITH_REFINER)
+    file = folder / "refiner.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + b"x")
+    with pytest.raises(UserError, match="refiner.safetensors is damaged or not this model's"):
+        load_model(folder)
+    file.unlink()
+    with pytest.raises(UserError, match="refiner.safetensors is missing"):
+        load_model(folder)
+    about = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    del about["refiner_file"]
+    (folder / "model.json").write_text(json.dumps(about), encoding="utf-8")
+    with pytest.raises(UserError, match="refiner_file.size: missing"):
+        load_model(folder)
+
+
 def test_a_copied_folder_loads(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "else where" / "renamed")
     shutil.rmtree(folder)
@@ -283,7 +321,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "model.json a pickle": (text(pickle.dumps({})), "not valid JSON"),
     "model.json a list": (text("[]"), "model.json: expected an object, got a list"),
     "NaN": (text('{"scores": NaN}'), "NaN is not a JSON value"),
-    "newer version": (field(schema_version=2, new=1), "schema_version 2: .* newer version. Update"),
+    "newer version": (field(schema_version=3, new=1), "schema_version 3: .* newer version. Update"),
     "no such version": (field(schema_version=0), "schema_version 0"),
     "version is text": (field(schema_version="1"), "model.json: schema_version: .* got text"),
     "version is true": (field(schema_version=True), "model.json: schema_version: .* got true or false"),

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from choosing import choose_samples
 from pgpsam.errors import Cancelled, UserError
 from pgpsam.labels import LabelSet
 from pgpsam.network.base import Distillation, Output
@@ -24,7 +25,7 @@ from pgpsam.training.data import IGNORED, annotated_slices, load_case, read_data
 from pgpsam.training.finetune import TrainingSettings, finetune, learning_rate
 from pgpsam.training.losses import class_weights, distillation_loss, segmentation_loss, total_loss
 from pgpsam.training.recipes import recipe
-from pgpsam.training.run import SliceChoice, choose_samples, evaluate, split_cases, train_on_dataset
+from pgpsam.training.run import SliceChoice, evaluate, split_cases, train_on_dataset
 from pgpsam.training.selftraining import CONFIDENT_NOTHING, CONFIDENT_ORGAN, guessed_samples, load_teacher
 from pgpsam.volume import Volume
 

@@ -1,4 +1,5 @@
-"""Model folders: `model.json`, all about a model, and `adapter.safetensors`, what training changed.
+"""Model folders: `model.json`, all about a model, `adapter.safetensors`, what training changed in its method, and,
+where it has one, `refiner.safetensors`, its volume refiner.
 
 A folder is written whole or not at all, is portable, and is read with suspicion: sizes and hashes first, and
 nothing in it is ever unpickled. This room stores and checks; what the settings mean is for the rooms that use
@@ -16,7 +17,7 @@ import shutil
 import sys
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +27,11 @@ from pgpsam.labels import LabelSet
 if TYPE_CHECKING:
     from torch import Tensor
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 1 had no refiner
 SPEC_FILE = "model.json"
 ADAPTER_FILE = "adapter.safetensors"
+REFINER_FILE = "refiner.safetensors"
+REFINER_PREFIX = "refiner."  # of the names of the tensors that lie in it
 CARD_FILE = "CARD.md"
 MAX_SPEC_BYTES = 4 << 20
 
@@ -39,12 +42,12 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """All that `model.json` says of a model, but for the adapter file's own size and hash.
+    """All that `model.json` says of a model, but for the tensor files' own sizes and hashes.
 
-    The four dicts hold JSON values; tuples become lists, so that a spec equals itself after a round trip.
+    The dicts hold JSON values; tuples become lists, so that a spec equals itself after a round trip.
 
     Args:
-        schema_version: `SCHEMA_VERSION`.
+        schema_version: 1 to `SCHEMA_VERSION`.
         name: letters, digits, dots, dashes and underscores; it can name a folder.
         description: one paragraph for people.
         backbone: a key of `weights.BASE_WEIGHTS`, or `weights.FROM_SCRATCH`.
@@ -55,6 +58,7 @@ class ModelSpec:
         labels: the organs.
         training: data name, case and slice counts, seed, code version, command.
         scores: with the split they were taken on; null where one is undefined.
+        refiner: what corrects the slices' answers as one volume: channels, and how it was trained; empty for none.
 
     Raises:
         UserError: a value of a wrong kind, naming the field.
@@ -71,29 +75,30 @@ class ModelSpec:
     labels: LabelSet
     training: dict[str, Any]
     scores: dict[str, Any]
+    refiner: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check_version(self.schema_version)
-        for field in ("name", "description", "backbone", "backbone_sha256", "method"):
-            if not isinstance(getattr(self, field), str):
-                raise UserError(f"{field}: expected text, got {_kind(getattr(self, field))}")
+        for key in ("name", "description", "backbone", "backbone_sha256", "method"):
+            if not isinstance(getattr(self, key), str):
+                raise UserError(f"{key}: expected text, got {_kind(getattr(self, key))}")
         if not _NAME.fullmatch(self.name):
             raise UserError(f"name: {self.name!r} is not a plain name", "Use letters, digits, '.', '-' and '_'")
         if not _SHA256.fullmatch(self.backbone_sha256):
             raise UserError(f"backbone_sha256: {self.backbone_sha256!r} is not a SHA-256")
-        for field in ("backbone", "method"):
-            if not getattr(self, field):
-                raise UserError(f"{field}: must not be empty")
+        for key in ("backbone", "method"):
+            if not getattr(self, key):
+                raise UserError(f"{key}: must not be empty")
         if not isinstance(self.labels, LabelSet):
             raise UserError(f"labels: expected a LabelSet, got {_kind(self.labels)}")
-        for field in ("settings", "preparation", "training", "scores"):
-            if not isinstance(getattr(self, field), Mapping):
-                raise UserError(f"{field}: expected an object, got {_kind(getattr(self, field))}")
-            object.__setattr__(self, field, _json_value(getattr(self, field), field))
+        for key in ("settings", "preparation", "training", "scores", "refiner"):
+            if not isinstance(getattr(self, key), Mapping):
+                raise UserError(f"{key}: expected an object, got {_kind(getattr(self, key))}")
+            object.__setattr__(self, key, _json_value(getattr(self, key), key))
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, in the order of the fields."""
-        values = {field: getattr(self, field) for field in self.__dataclass_fields__}
+        values = {key: getattr(self, key) for key in self.__dataclass_fields__}
         return values | {"labels": self.labels.to_json()}
 
     @classmethod
@@ -111,8 +116,9 @@ class ModelSpec:
             if not isinstance(data, dict):
                 raise UserError(f"expected an object, got {_kind(data)}")
             _check_version(data.get("schema_version"))  # first: a newer version may have other fields
-            fields = set(cls.__dataclass_fields__)
-            for problem, names in (("missing", fields - set(data)), ("unknown", set(data) - fields)):
+            known = {one.name for one in fields(cls)}
+            needed = {one.name for one in fields(cls) if one.default_factory is MISSING}
+            for problem, names in (("missing", needed - set(data)), ("unknown", set(data) - known)):
                 if names:
                     raise UserError(f"{min(map(str, names))}: {problem} field")
             return cls(**data | {"labels": LabelSet.from_json(data["labels"])})
@@ -128,7 +134,8 @@ def save_model(folder: Path, spec: ModelSpec, tensors: Mapping[str, Tensor], car
 
     Args:
         folder: of the model; its parents are made.
-        tensors: what training changed, of any floating or integer dtype, on any device.
+        tensors: what training changed, of any floating or integer dtype, on any device; those whose names begin with
+            `REFINER_PREFIX` get a file of their own.
         card: the text of CARD.md; without it, there will be none.
 
     Raises:
@@ -155,26 +162,20 @@ def save_model(folder: Path, spec: ModelSpec, tensors: Mapping[str, Tensor], car
 
 
 def load_model(folder: Path) -> tuple[ModelSpec, dict[str, Tensor]]:
-    """Read a model folder; only `model.json` and `adapter.safetensors` are opened.
+    """Read a model folder; only `model.json` and the tensor files are opened.
 
     Returns:
-        The spec, and the adapter's tensors on the CPU.
+        The spec, and the tensors on the CPU: the adapter's and the refiner's.
 
     Raises:
         UserError: one line on what is missing, damaged or not what `model.json` says.
     """
-    from safetensors.torch import load
-
     folder = Path(os.path.expanduser(folder))
-    spec, record = _read_spec(folder)
-    path = folder / ADAPTER_FILE
-    content = _read_adapter(path, record)
-    try:
-        return spec, load(content)
-    except Exception as error:  # safetensors' own error, and others for dtypes that this torch does not know
-        masked = content.startswith((b"PK", b"\x80"))
-        reason = "it looks like a pickle or zip file" if masked else str(error)
-        raise UserError(f"{path} is not a safetensors file: {reason}", _GET_AGAIN) from error
+    spec, records = _read_spec(folder)
+    tensors: dict[str, Tensor] = {}
+    for record in records:
+        tensors |= _read_tensors(folder / record.file, record)
+    return spec, tensors
 
 
 def load_spec(folder: Path) -> ModelSpec:
@@ -260,14 +261,15 @@ def _spec_or_error(folder: Path) -> ModelSpec | UserError:
 
 
 @dataclass(frozen=True)
-class _AdapterRecord:
-    """What model.json says of the adapter file."""
+class _FileRecord:
+    """What model.json says of a tensor file."""
 
+    file: str
     size: int
     sha256: str
 
 
-def _read_spec(folder: Path) -> tuple[ModelSpec, _AdapterRecord]:
+def _read_spec(folder: Path) -> tuple[ModelSpec, list[_FileRecord]]:
     path = folder / SPEC_FILE
     if not os.path.isdir(folder):
         raise UserError(f"no model folder {folder}")
@@ -285,21 +287,36 @@ def _read_spec(folder: Path) -> tuple[ModelSpec, _AdapterRecord]:
         raise UserError(f"{path} is not valid JSON: {error}", _GET_AGAIN) from error
     if not isinstance(data, dict):
         raise UserError(f"{path}: expected an object, got {_kind(data)}", _GET_AGAIN)
-    record = data.pop("adapter", None)
+    adapter, refiner = data.pop("adapter", None), data.pop("refiner_file", None)
     spec = ModelSpec.from_json(data, where=str(path))
-    return spec, _adapter_record(record, str(path))
+    records = [_file_record("adapter", adapter, ADAPTER_FILE, str(path))]
+    if spec.refiner:
+        records.append(_file_record("refiner_file", refiner, REFINER_FILE, str(path)))
+    return spec, records
 
 
-def _adapter_record(record: object, where: str) -> _AdapterRecord:
+def _file_record(key: str, record: object, file: str, where: str) -> _FileRecord:
     size, sha256 = (record.get("size"), record.get("sha256")) if isinstance(record, dict) else (None, None)
     if not isinstance(size, int) or isinstance(size, bool) or size < 0:
-        raise UserError(f"{where}: adapter.size: missing or not a number of bytes", _GET_AGAIN)
+        raise UserError(f"{where}: {key}.size: missing or not a number of bytes", _GET_AGAIN)
     if not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
-        raise UserError(f"{where}: adapter.sha256: missing or not a SHA-256", _GET_AGAIN)
-    return _AdapterRecord(size, sha256)
+        raise UserError(f"{where}: {key}.sha256: missing or not a SHA-256", _GET_AGAIN)
+    return _FileRecord(file, size, sha256)
 
 
-def _read_adapter(path: Path, record: _AdapterRecord) -> bytes:
+def _read_tensors(path: Path, record: _FileRecord) -> dict[str, Tensor]:
+    from safetensors.torch import load
+
+    content = _read_checked(path, record)
+    try:
+        return load(content)
+    except Exception as error:  # safetensors' own error, and others for dtypes that this torch does not know
+        masked = content.startswith((b"PK", b"\x80"))
+        reason = "it looks like a pickle or zip file" if masked else str(error)
+        raise UserError(f"{path} is not a safetensors file: {reason}", _GET_AGAIN) from error
+
+
+def _read_checked(path: Path, record: _FileRecord) -> bytes:
     """The file's bytes, which are those that the record describes: they are hashed as they will be parsed."""
     if not os.path.isfile(path):
         raise UserError(f"{path} is missing", _GET_AGAIN)
@@ -327,7 +344,7 @@ def _check_version(version: object) -> None:
         raise UserError(f"schema_version: expected a whole number, got {_kind(version)}")
     if version > SCHEMA_VERSION:
         raise UserError(f"schema_version {version}: the model was made by a newer version", "Update pgpsam")
-    if version != SCHEMA_VERSION:
+    if version < 1:
         raise UserError(f"schema_version {version}: there is no such version")
 
 
@@ -358,16 +375,25 @@ def _kind(value: object) -> str:
 
 
 def _write_files(folder: Path, spec: ModelSpec, tensors: Mapping[str, Tensor], card: str | None) -> None:
+    refiner = {name: value for name, value in tensors.items() if name.startswith(REFINER_PREFIX)}
+    adapter = {name: value for name, value in tensors.items() if name not in refiner}
+    about = spec.to_json() | {"adapter": _write_tensors(folder / ADAPTER_FILE, adapter)}
+    if refiner:
+        about["refiner_file"] = _write_tensors(folder / REFINER_FILE, refiner)
+    text = json.dumps(about, indent=2, ensure_ascii=False, allow_nan=False)
+    _write(folder / SPEC_FILE, text.encode("utf-8") + b"\n")
+    if card is not None:
+        _write(folder / CARD_FILE, card.encode("utf-8"))
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Write them; what model.json says of the file."""
     from safetensors.torch import save
 
     # Copies, because safetensors refuses tensors that share memory, as tied parameters do.
     content = save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()})
-    record = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    text = json.dumps(spec.to_json() | {"adapter": record}, indent=2, ensure_ascii=False, allow_nan=False)
-    _write(folder / ADAPTER_FILE, content)
-    _write(folder / SPEC_FILE, text.encode("utf-8") + b"\n")
-    if card is not None:
-        _write(folder / CARD_FILE, card.encode("utf-8"))
+    _write(path, content)
+    return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -387,13 +413,13 @@ def _take_place(scratch: Path, folder: Path) -> None:
         os.rename(former, folder)
         raise
     for path in former.iterdir():
-        if path.name not in (SPEC_FILE, ADAPTER_FILE, CARD_FILE):
+        if path.name not in (SPEC_FILE, ADAPTER_FILE, REFINER_FILE, CARD_FILE):
             os.rename(path, folder / path.name)
     shutil.rmtree(former, ignore_errors=True)
 
 
 def _move_into(scratch: Path, folder: Path) -> None:
     """Move the files into a folder that held no model; model.json comes last, for it makes the model."""
-    for name in (CARD_FILE, ADAPTER_FILE, SPEC_FILE):
+    for name in (CARD_FILE, REFINER_FILE, ADAPTER_FILE, SPEC_FILE):
         if (scratch / name).exists():
             os.replace(scratch / name, folder / name)

@@ -48,7 +48,15 @@ def model_card(spec: ModelSpec) -> str:
     if taught := training.get("taught_by"):
         guessed = training.get("guessed_slices", 0)
         lines += ["", f"Taught by `{taught['name']}` on {guessed} slices without annotation, where that was confident."]
-    commands = [*(started or {}).get("commands", []), *filter(None, [training.get("command")])]
+    if spec.refiner:
+        learned = spec.refiner
+        about = (
+            f"it learned on {learned['slices']} slices of {len(learned['cases'])} patients, from what models said of"
+        )
+        lines += ["", f"A volume refiner corrects what is said slice by slice as one volume; {about}"]
+        lines += [f"patients that they had not seen ({learned['folds']} folds)."]
+    given = (training.get("command"), spec.refiner.get("command"))
+    commands = [*(started or {}).get("commands", []), *filter(None, given)]
     if commands:
         lines += ["", "```", *commands, "```"]
     lines += ["", "## Scores", "", *_scores(spec)]
@@ -56,12 +64,18 @@ def model_card(spec: ModelSpec) -> str:
         "",
         "## Limits",
         "",
-        "- Slices are segmented one by one; context along z enters only through the clean-up.",
+        f"- {_context(spec)}",
         "- Other body regions, other modalities than CT, children, and anatomy after surgery were not seen.",
         f"- {_confidence(spec)}",
         "",
     ]
     return "\n".join(lines)
+
+
+def _context(spec: ModelSpec) -> str:
+    if spec.refiner:
+        return "Slices are segmented one by one; what neighbours say enters afterwards, on a grid of 4 x 3 x 3 mm."
+    return "Slices are segmented one by one; context along z enters only through the clean-up."
 
 
 def _scored(spec: ModelSpec) -> tuple[Mapping[str, Any], str]:

@@ -13,15 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from pgpsam.errors import UserError
+from pgpsam.models.store import load_spec
 from pgpsam.network.methods import METHODS, make_settings
 from pgpsam.slices import Preparation
 from pgpsam.terminal import ProgressReporter, add_common, number, print_table, run
 from pgpsam.training.augment import Augmentation
 from pgpsam.training.benchmark import AMOUNTS, collect, page, plan, plot, run_all
 from pgpsam.training.benchmark import arguments as run_arguments
+from pgpsam.training.crossfit import FOLDS, fold_settings, refine
 from pgpsam.training.data import read_dataset
 from pgpsam.training.finetune import Progress, TrainingSettings
 from pgpsam.training.recipes import recipe
+from pgpsam.training.refining import RefinerSettings
 from pgpsam.training.run import SliceChoice, evaluate, train_on_dataset
 from pgpsam.training.staged import ITERATIONS, train_in_stages
 
@@ -33,14 +36,7 @@ def finetune_main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="model folder to write")
     parser.add_argument("--method", choices=sorted(METHODS), default="pgp")
     parser.add_argument("--backbone", help="default: lite_medsam, or none for a method from scratch")
-    which = parser.add_argument_group("slices (default: every annotated one)")
-    which.add_argument("--slices", type=Path, help="CSV with the columns case, slice")
-    which.add_argument("--fraction", type=float, help="share of the annotated slices, at random")
-    which.add_argument("--shots", type=int, help="number of organ-bearing slices in all, at random")
-    which.add_argument("--per-organ", type=int, help="for every organ so many slices that show it, at random")
-    which.add_argument(
-        "--fully-annotated", action="store_true", help="slices without labels are background, not unannotated"
-    )
+    add_slices(parser)
     parser.add_argument("--hold-out", nargs="*", metavar="CASE", help="cases to keep for scoring (none: no names)")
     parser.add_argument("--start-from", metavar="MODEL", help="a trained model with the same organs to go on from")
     parser.add_argument(
@@ -72,7 +68,7 @@ def _finetune(options: argparse.Namespace) -> None:
         settings = replace(settings, backbone=options.backbone)
     if options.iterations or options.staged:
         settings = replace(settings, iterations=options.iterations or ITERATIONS)
-    choice = SliceChoice(options.slices, options.fraction, options.shots, options.per_organ, options.fully_annotated)
+    choice = slices_of(options)
     if options.staged and options.teacher:
         raise UserError("a staged run is its own teacher", "Leave out --teacher or --staged.")
     with ProgressReporter(options.progress) as report:
@@ -102,6 +98,71 @@ def _finetune(options: argparse.Namespace) -> None:
     print(f"model written to {options.out}")
     if summary:
         print_summary(summary, f"{options.out.name}: held-out cases, all slices")
+
+
+def add_slices(parser: argparse.ArgumentParser) -> None:
+    """The options that say which slices are trained on; `slices_of` reads them."""
+    which = parser.add_argument_group("slices (default: every annotated one)")
+    which.add_argument("--slices", type=Path, help="CSV with the columns case, slice")
+    which.add_argument("--fraction", type=float, help="share of the annotated slices, at random")
+    which.add_argument("--shots", type=int, help="number of organ-bearing slices in all, at random")
+    which.add_argument("--per-organ", type=int, help="for every organ so many slices that show it, at random")
+    which.add_argument(
+        "--fully-annotated", action="store_true", help="slices without labels are background, not unannotated"
+    )
+
+
+def slices_of(options: argparse.Namespace) -> SliceChoice:
+    return SliceChoice(options.slices, options.fraction, options.shots, options.per_organ, options.fully_annotated)
+
+
+def refine_main(arguments: Sequence[str] | None = None) -> int:
+    """`Training/refine.py`."""
+    parser = argparse.ArgumentParser(
+        prog="refine.py",
+        description="Give a trained model a volume refiner: a 3D network that corrects what it says slice by slice. "
+        "Stopped and called again, it goes on.",
+    )
+    parser.add_argument("--model", type=Path, required=True, help="model folder, which gets the refiner")
+    parser.add_argument("--data", type=Path, required=True, help="the data set that it was trained on")
+    add_slices(parser)
+    parser.add_argument("--folds", type=int, default=FOLDS, help=f"parts of the patients (default: {FOLDS})")
+    parser.add_argument("--iterations", type=int, help="optimiser steps of each fold's model")
+    parser.add_argument("--refiner-iterations", type=int, help="optimiser steps of the refiner")
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="a setting of the folds' models")
+    parser.add_argument("--seed", type=int, default=0)
+    add_common(parser)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = parser.parse_args(given)
+    options.command = shlex.join(["python", "Training/refine.py", *given])
+    return run(_refine, options)
+
+
+def _refine(options: argparse.Namespace) -> None:
+    refining = RefinerSettings(seed=options.seed)
+    if options.refiner_iterations:
+        refining = replace(refining, iterations=options.refiner_iterations)
+    settings = fold_settings(load_spec(options.model), options.seed)
+    settings = apply(settings, parse_settings(options.set))
+    if options.iterations:
+        settings = replace(settings, iterations=options.iterations)
+    with ProgressReporter(options.progress) as report:
+        summary = refine(
+            options.model,
+            options.data,
+            settings,
+            slices_of(options),
+            folds=options.folds,
+            refining=refining,
+            device=options.device,
+            command=options.command,
+            progress=lambda what, p: report(what, p.iteration, p.iterations, p.eta_seconds, f"loss {p.loss:.3f}"),
+            labelling=lambda case, step: report(f"answers for {case}", step.done, step.total, step.eta_seconds),
+            scoring=lambda case, step: report(f"scoring {case}", step.done, step.total, step.eta_seconds),
+        )
+    print(f"{options.model} has a volume refiner")
+    if summary:
+        print_summary(summary, f"{options.model.name}: held-out cases, all slices")
 
 
 def benchmark_main(arguments: Sequence[str] | None = None) -> int:

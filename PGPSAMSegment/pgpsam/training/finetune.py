@@ -32,6 +32,7 @@ from pgpsam.models.weights import base_state
 from pgpsam.network.lora import put_tensors, trained_tensors
 from pgpsam.network.methods import SegmentationNetwork, build_network, make_settings
 from pgpsam.network.prototypes import coarse_labels
+from pgpsam.network.volume_refiner import named_in_file, split_tensors
 from pgpsam.slices import Preparation
 from pgpsam.training.augment import Augmentation, Augmenter
 from pgpsam.training.batches import Batches, Kept, Order, Replay
@@ -141,11 +142,14 @@ def network_classes(label_set: LabelSet) -> int:
     return len(label_set) + 1
 
 
-def take_over(network: SegmentationNetwork, settings: TrainingSettings, label_set: LabelSet) -> dict[str, Any]:
+def take_over(
+    network: SegmentationNetwork, settings: TrainingSettings, label_set: LabelSet
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]:
     """Start from a trained model, which may have been trained at another scale.
 
     Returns:
-        What a model card must say of it: name, cases, scores, and the commands that made it, from the first on.
+        What a model card must say of it (name, cases, scores, and the commands that made it, from the first on), and
+        its volume refiner, which stays as it is: model.json's description and the tensors.
 
     Raises:
         UserError: it has another method, backbone, settings or organs.
@@ -160,11 +164,13 @@ def take_over(network: SegmentationNetwork, settings: TrainingSettings, label_se
     ):
         if theirs != own:
             raise UserError(f"cannot start from {settings.start_from}: its {what} is {theirs}, not {own}")
+    tensors, refining = split_tensors(tensors)
     put_tensors(network, tensors, spec.name)
     earlier = spec.training.get("started_from", {})
     own = {"scores": spec.scores, "scored": spec.name} if spec.scores else {}
     commands = [*earlier.get("commands", []), *filter(None, [spec.training.get("command")])]
-    return {**earlier, **own, "name": spec.name, "cases": trained_cases(spec), "commands": commands}
+    told = {**earlier, **own, "name": spec.name, "cases": trained_cases(spec), "commands": commands}
+    return told, spec.refiner, named_in_file(refining)
 
 
 def trained_cases(spec: ModelSpec) -> list[str]:
@@ -244,8 +250,10 @@ def finetune(
         .to(memory_format=torch.channels_last)
     )
     origin: dict[str, Any] = {}
+    refiner: dict[str, Any] = {}
+    refining: dict[str, Tensor] = {}
     if settings.start_from:
-        origin = {"started_from": take_over(network, settings, label_set)}
+        origin["started_from"], refiner, refining = take_over(network, settings, label_set)
     elif not resume:
         network.start_from_names(label_set.names)
         if settings.start_from_support:
@@ -326,8 +334,9 @@ def finetune(
             },
         },
         scores={},
+        refiner=refiner,
     )
-    save_model(out, spec, {key: value.to(torch.float16) for key, value in tensors.items()})
+    save_model(out, spec, {key: value.to(torch.float16) for key, value in tensors.items()} | refining)
     (out / CHECKPOINT).unlink(missing_ok=True)
     return out
 

@@ -6,6 +6,7 @@ trained on or all held out.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,6 +18,7 @@ import numpy as np
 from pgpsam.errors import UserError
 from pgpsam.models.store import find_model, load_model, load_spec, save_model
 from pgpsam.segmenter import Segmenter, Step
+from pgpsam.slices import Preparation
 from pgpsam.training.calibration import OrganSlice, Reliability, organ_slices, reliability, write_calibration
 from pgpsam.training.card import VALIDATION, copy_pictures, model_card
 from pgpsam.training.data import (
@@ -31,7 +33,7 @@ from pgpsam.training.data import (
     read_slice_list,
 )
 from pgpsam.training.failures import FAILURES, Failure, failures, worst_of_each_organ, write_failures
-from pgpsam.training.finetune import CURVES, Progress, TrainingSettings, finetune, trained_cases
+from pgpsam.training.finetune import CURVES, Progress, TrainingSettings, describe, finetune, trained_cases
 from pgpsam.training.metrics import OrganScore, organ_scores, write_scores
 from pgpsam.training.picture import write_summary
 from pgpsam.training.selftraining import guessed_samples, load_teacher
@@ -90,18 +92,10 @@ def split_cases(dataset: Dataset, hold_out: Sequence[str] | None) -> tuple[tuple
     return training, held
 
 
-def choose_samples(
-    dataset: Dataset,
-    cases: Sequence[Case],
-    choice: SliceChoice,
-    settings: TrainingSettings,
-    teacher: Segmenter | None = None,
-    progress: Callable[[str, Step], None] | None = None,
-) -> list[Sample]:
-    """Read the training cases and prepare the chosen slices.
-
-    Args:
-        teacher: labels slices that are not chosen; progress is called while it does, with the case's name.
+def choose_slices(
+    dataset: Dataset, cases: Sequence[Case], choice: SliceChoice, seed: int
+) -> list[tuple[LoadedCase, list[int]]]:
+    """Read the training cases and choose their annotated slices, as canonical z; a case may have none of them.
 
     Raises:
         UserError: unreadable cases, or a list that names no slice of them.
@@ -116,14 +110,28 @@ def choose_samples(
         one = load_case(case, dataset.labels)
         own = listed[case.name] if listed is not None else None
         loaded.append((one, annotated_slices(one, own, choice.fully_annotated)))
-    chosen = thin_out([(one, z) for one, slices in loaded for z in slices], choice, settings.seed)
+    chosen = thin_out([(one, z) for one, slices in loaded for z in slices], choice, seed)
+    return [(one, sorted(z for name, z in chosen if name == one.name)) for one, _ in loaded]
+
+
+def prepare_samples(
+    chosen: Sequence[tuple[LoadedCase, Sequence[int]]],
+    settings: TrainingSettings,
+    teacher: Segmenter | None = None,
+    progress: Callable[[str, Step], None] | None = None,
+) -> list[Sample]:
+    """Prepare the chosen slices.
+
+    Args:
+        chosen: from `choose_slices`.
+        teacher: labels slices that are not chosen; progress is called while it does, with the case's name.
+    """
     samples: list[Sample] = []
-    for one, _ in loaded:
-        own = sorted(z for name, z in chosen if name == one.name)
-        samples += make_samples(one, own, settings.preparation)
+    for one, slices in chosen:
+        samples += make_samples(one, slices, settings.preparation)
         if teacher:
             report = partial(progress, one.name) if progress else None
-            samples += guessed_samples(teacher, one, own, settings.preparation, report)
+            samples += guessed_samples(teacher, one, slices, settings.preparation, report)
     return samples
 
 
@@ -249,6 +257,21 @@ def check_unseen(model: str, cases: Sequence[Case], hint: str) -> None:
         )
 
 
+def check_same_run(settings: TrainingSettings, folder: Path, choice: SliceChoice) -> None:
+    """Refuse a finished part of another run.
+
+    Raises:
+        UserError: it had other settings or slices.
+    """
+    spec = load_spec(folder)
+    wanted = json.loads(json.dumps({**describe(settings), "choice": choice.text}))
+    same = all(spec.training.get(key) == value for key, value in wanted.items())
+    if not same or Preparation.from_json(spec.preparation) != settings.preparation:
+        raise UserError(
+            f"{folder} was trained with other settings than now", f"Give the same ones, or delete {folder.parent}."
+        )
+
+
 def train_on_dataset(
     data: str | Path,
     out: str | Path,
@@ -263,6 +286,7 @@ def train_on_dataset(
     teacher: str = "",
     command: str = "",
     scored: bool = True,
+    chosen: Sequence[tuple[LoadedCase, Sequence[int]]] | None = None,
     progress: Callable[[Progress], None] | None = None,
     labelling: Callable[[str, Step], None] | None = None,
     scoring: Callable[[str, Step], None] | None = None,
@@ -273,13 +297,14 @@ def train_on_dataset(
     Args:
         teacher: a trained model whose confident labels on slices without annotation are learned too.
         scored: score the held-out cases when the model is trained.
+        chosen: the training cases' slices, where they were chosen before; None to choose them now.
         progress, labelling, scoring: called while training, and with a case's name while it is segmented.
 
     Returns:
         The scores' summary; None where no case was held out or `scored` is off.
 
     Raises:
-        UserError: as `choose_samples` and `finetune`; the teacher or the model to start from is not there, or was
+        UserError: as `choose_slices` and `finetune`; the teacher or the model to start from is not there, or was
             trained on a case that is to be held out; no slice is left to the teacher.
     """
     dataset, out = read_dataset(data), Path(out)
@@ -291,7 +316,9 @@ def train_on_dataset(
     if teacher:
         master = load_teacher(teacher, dataset.labels, device)
         taught = {"taught_by": {"name": master.name, "cases": trained_cases(load_spec(find_model(teacher)))}}
-    samples = choose_samples(dataset, training, choice, settings, master, labelling)
+    if chosen is None:
+        chosen = choose_slices(dataset, training, choice, settings.seed)
+    samples = prepare_samples(chosen, settings, master, labelling)
     if teacher and not any(sample.guessed for sample in samples):
         raise UserError(f"no slice is left for {teacher} to label: all are annotated", "Leave out --teacher.")
     finetune(
@@ -313,17 +340,34 @@ def train_on_dataset(
         progress=progress,
         cancelled=cancelled,
     )
-    spec, tensors = load_model(out)
-    if not (held and scored):
-        if settings.start_from:
-            copy_pictures(find_model(settings.start_from), out)
-        save_model(out, spec, tensors, model_card(spec))
-        write_summary(out / CURVES, out / SUMMARY, spec.name)
+    return finish(out, dataset, held if scored else (), choice, settings.start_from, device, scoring)
+
+
+def finish(
+    folder: Path,
+    dataset: Dataset,
+    held: Sequence[Case],
+    choice: SliceChoice,
+    start_from: str,
+    device: str,
+    scoring: Callable[[str, Step], None] | None = None,
+) -> dict[str, Any] | None:
+    """Score a trained model on its held-out cases; write scores, card and summary picture into its folder.
+
+    Returns:
+        The scores' summary; None where no case is held out. Then the card shows those of the model it started from.
+    """
+    spec, tensors = load_model(folder)
+    if not held:
+        if start_from:
+            copy_pictures(find_model(start_from), folder)
+        save_model(folder, spec, tensors, model_card(spec))
+        write_summary(folder / CURVES, folder / SUMMARY, spec.name)
         return None
-    scores = score_cases(Segmenter.load(out, device), dataset, held, scoring)
-    about = {"model": out.name, "data": dataset.name, "training": choice.text, "held out": str(len(held))}
-    summary = scores.write(out / VALIDATION, dataset, f"{out.name}: held-out cases", about)
+    scores = score_cases(Segmenter.load(folder, device), dataset, held, scoring)
+    about = {"model": folder.name, "data": dataset.name, "training": choice.text, "held out": str(len(held))}
+    summary = scores.write(folder / VALIDATION, dataset, f"{folder.name}: held-out cases", about)
     spec = replace(spec, scores={"split": [case.name for case in held], "summary": summary})
-    save_model(out, spec, tensors, model_card(spec))
-    write_summary(out / CURVES, out / SUMMARY, spec.name, summary)
+    save_model(folder, spec, tensors, model_card(spec))
+    write_summary(folder / CURVES, folder / SUMMARY, spec.name, summary)
     return summary

@@ -7,7 +7,6 @@ taught  the same again; the fine model labels the other slices of the training p
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,16 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from pgpsam.errors import UserError
-from pgpsam.models.store import load_spec
-from pgpsam.slices import Preparation
-from pgpsam.training.finetune import CHECKPOINT, Progress, TrainingSettings, describe
-from pgpsam.training.run import SliceChoice, train_on_dataset
+from pgpsam.training.finetune import CHECKPOINT, Progress, TrainingSettings
+from pgpsam.training.recipes import coarse_stage
+from pgpsam.training.run import SliceChoice, check_same_run, train_on_dataset
 
 STAGES = "stages"  # the folder, in the model's own, of the first two; it goes when the model is finished
 ITERATIONS = 1300
 SHARES = {"coarse": 0.46, "fine": 0.27, "taught": 0.27}
-COARSER = 4 / 3  # pixel size of the first stage
-CANVAS_STEP = 28
 
 
 def stages(settings: TrainingSettings, out: Path) -> dict[str, TrainingSettings]:
@@ -39,17 +35,10 @@ def stages(settings: TrainingSettings, out: Path) -> dict[str, TrainingSettings]
     steps = {name: round(share * settings.iterations) for name, share in SHARES.items()}
     if min(steps.values()) < 1:
         raise UserError(f"{settings.iterations} iterations are too few for {len(SHARES)} stages")
-    height, width = (-(-round(side / COARSER) // CANVAS_STEP) * CANVAS_STEP for side in settings.canvas)
-    spacing = round(settings.preparation.spacing_mm * COARSER, 3)
-    slow = replace(settings, average=max(settings.average, 0.99) if settings.average else 0.0)
-    coarse = replace(
-        slow,
-        iterations=steps["coarse"],
-        canvas=(height, width),
-        preparation=replace(settings.preparation, spacing_mm=spacing),
-    )
+    coarse = replace(coarse_stage(settings), iterations=steps["coarse"])
     fine = replace(
-        slow,
+        settings,
+        average=coarse.average,
         iterations=steps["fine"],
         lr=settings.lr / 2,
         published_lr=settings.published_lr / 2,
@@ -103,7 +92,7 @@ def train_in_stages(
     for name, own in first:
         folder = out / STAGES / name
         if (folder / "model.json").is_file():
-            check_same(own, folder, choice)
+            check_same_run(own, folder, choice)
             continue
         going_on = (folder / CHECKPOINT).is_file()
         stage = {**more, "name": name, "description": "", "scored": False, "progress": named(name)}
@@ -114,18 +103,3 @@ def train_in_stages(
     summary = train_on_dataset(data, out, own, choice, resume=going_on, teacher=own.start_from, **final)
     shutil.rmtree(out / STAGES)
     return summary
-
-
-def check_same(settings: TrainingSettings, folder: Path, choice: SliceChoice) -> None:
-    """Refuse a finished stage of another run.
-
-    Raises:
-        UserError: it had other settings or slices.
-    """
-    spec = load_spec(folder)
-    wanted = json.loads(json.dumps({**describe(settings), "choice": choice.text}))
-    same = all(spec.training.get(key) == value for key, value in wanted.items())
-    if not same or Preparation.from_json(spec.preparation) != settings.preparation:
-        raise UserError(
-            f"{folder} was trained with other settings than now", f"Give the same ones, or delete {folder.parent}."
-        )

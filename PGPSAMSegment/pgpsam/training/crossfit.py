@@ -1,0 +1,200 @@
+"""A volume refiner for a trained model: from its data and its slices to the refiner in its folder.
+
+    split the model's patients into folds -> train a model without each fold -> its answers for that fold
+    -> train the refiner on all answers -> put it into the model's folder
+
+What is finished stays in the folder `refining` in the model's own until the refiner is there, so that a stopped run
+goes on where it was.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from pgpsam.device import choose_device
+from pgpsam.errors import UserError
+from pgpsam.models.store import ModelSpec, load_model, load_spec, save_model
+from pgpsam.network.volume_refiner import named_in_file, refiner_tensors, split_tensors
+from pgpsam.segmenter import Segmenter, Step
+from pgpsam.slices import Preparation, frame_volume, scale_labels
+from pgpsam.training.data import IGNORED, LoadedCase, read_dataset
+from pgpsam.training.finetune import CHECKPOINT, Progress, TrainingSettings, trained_cases
+from pgpsam.training.recipes import coarse_stage, recipe
+from pgpsam.training.refining import Answers, RefinerSettings, train_refiner
+from pgpsam.training.run import SliceChoice, check_same_run, choose_slices, finish, train_on_dataset
+
+REFINING = "refining"  # the folder, in the model's own
+FOLDS = 3
+FOLD_ITERATIONS = 450
+
+
+def folds_of(names: Sequence[str], count: int) -> list[list[str]]:
+    """Patients' names -> folds of about the same size: every `count`-th from the first, from the second, ...
+
+    Raises:
+        UserError: fewer patients than folds, or a single fold.
+    """
+    if not 2 <= count <= len(names):
+        raise UserError(f"{len(names)} patients cannot be split into {count} folds")
+    return [sorted(names)[k::count] for k in range(count)]
+
+
+def fold_settings(spec: ModelSpec, seed: int = 0) -> TrainingSettings:
+    """How the models without a fold are trained: as the first stage of the recipe for few slices, but shorter.
+
+    Their errors should be those that the model makes on patients it has not seen; they need not be the best.
+    """
+    settings = replace(
+        recipe(spec.method),
+        backbone=spec.backbone,
+        settings=spec.settings,
+        preparation=Preparation.from_json(spec.preparation),
+        seed=seed,
+    )
+    return replace(coarse_stage(settings), iterations=FOLD_ITERATIONS)
+
+
+def refine(
+    model: Path,
+    data: str | Path,
+    settings: TrainingSettings,
+    choice: SliceChoice,
+    *,
+    device: str = "auto",
+    scoring: Callable[[str, Step], None] | None = None,
+    **more: Any,
+) -> dict[str, Any] | None:
+    """Give a trained model a refiner, score the cases that it was held out from again, and write its card.
+
+    Args:
+        model, data, settings, choice, more: as for `add_refiner`.
+        scoring: called with a case's name while it is segmented.
+
+    Returns:
+        The scores' summary; None where no case was held out.
+
+    Raises:
+        UserError, Cancelled: as `add_refiner`.
+    """
+    add_refiner(model, data, settings, choice, device=device, **more)
+    dataset, spec = read_dataset(data), load_spec(model)
+    return finish(model, dataset, dataset.select(spec.training.get("held_out", ())), choice, "", device, scoring)
+
+
+def add_refiner(
+    model: Path,
+    data: str | Path,
+    settings: TrainingSettings,
+    choice: SliceChoice,
+    *,
+    folds: int = FOLDS,
+    refining: RefinerSettings | None = None,
+    device: str = "auto",
+    command: str = "",
+    progress: Callable[[str, Progress], None] | None = None,
+    labelling: Callable[[str, Step], None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
+) -> None:
+    """Train a refiner and put it into a model's folder, in the place of a former one.
+
+    Args:
+        model: a model folder.
+        data: what the model was trained on.
+        settings: of the models that are trained without a fold.
+        choice: the annotated slices that the model was trained on, and no others.
+        folds: how many such models. refining: how the refiner is trained.
+        command: what the model card says of how it was made.
+        progress: called while training, with what is trained. labelling: with a case's name, while it is segmented.
+        cancelled: asked at every step.
+
+    Raises:
+        UserError: as `train_on_dataset`; too few patients; or what a stopped run left was made in another way.
+        Cancelled: `cancelled` said so; called again, it goes on.
+    """
+    refining = refining or RefinerSettings()
+    dataset, spec = read_dataset(data), load_spec(model)
+    own = dataset.select(trained_cases(spec))
+    others = [case.name for case in dataset.cases if case not in own]
+    chosen = choose_slices(dataset, own, choice, settings.seed)
+    answers: list[Answers] = []
+    for number, fold in enumerate(folds_of([case.name for case in own], folds), start=1):
+        folder = model / REFINING / f"fold{number}"
+        if (folder / "model.json").is_file():
+            check_same_run(settings, folder, choice)
+        else:
+            name = f"without fold {number} of {folds}"
+            train_on_dataset(
+                data,
+                folder,
+                settings,
+                choice,
+                name=folder.name,
+                hold_out=[*fold, *others],
+                device=device,
+                resume=(folder / CHECKPOINT).is_file(),
+                scored=False,
+                chosen=[(one, slices) for one, slices in chosen if one.name not in fold],
+                progress=partial(progress, name) if progress else None,
+                cancelled=cancelled,
+            )
+        theirs = [(one, slices) for one, slices in chosen if one.name in fold and slices]
+        answers += fold_answers(folder, theirs, device, labelling, cancelled)
+    refiner = train_refiner(
+        answers,
+        len(spec.labels) + 1,
+        refining,
+        choose_device(device),
+        state=model / REFINING / "refiner.pt",
+        progress=partial(progress, "refiner") if progress else None,
+        cancelled=cancelled,
+    )
+    spec, tensors = load_model(model)
+    about = {
+        "channels": list(refiner.channels),
+        **asdict(refining),
+        "folds": folds,
+        "cases": [case.name for case in own],
+        "slices": sum(len(one.annotated) for one in answers),
+        "command": command,
+    }
+    save_model(model, replace(spec, refiner=about), split_tensors(tensors)[0] | named_in_file(refiner_tensors(refiner)))
+    shutil.rmtree(model / REFINING)
+
+
+def fold_answers(
+    folder: Path,
+    chosen: Sequence[tuple[LoadedCase, Sequence[int]]],
+    device: str,
+    labelling: Callable[[str, Step], None] | None,
+    cancelled: Callable[[], bool] | None,
+) -> list[Answers]:
+    """What a fold's model says of the fold's patients; kept in its folder, a file a patient.
+
+    Args:
+        folder: the model's. chosen: the patients with their annotated slices.
+    """
+    segmenter: Segmenter | None = None
+    made: list[Answers] = []
+    for case, slices in chosen:
+        path = folder / f"{case.name}.safetensors"
+        if not path.is_file():
+            segmenter = segmenter or Segmenter.load(folder, device)
+            report = partial(labelling, case.name) if labelling else None
+            stack = segmenter.answers(case.volume, progress=report, cancelled=cancelled)
+            frame = replace(frame_volume(case.volume, segmenter.preparation), size=stack.shape[1:])
+            labels = torch.full((stack.depth, *frame.size), IGNORED, dtype=torch.uint8)
+            labels[list(slices)] = scale_labels(case.labels, frame, slices)
+            part = path.with_suffix(".part")
+            save_file({"shares": stack.shares, "image": stack.image, "labels": labels}, part)
+            os.replace(part, path)
+        made.append(Answers(case.name, **load_file(path), slice_mm=case.volume.spacing[2]))
+    return made

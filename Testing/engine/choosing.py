@@ -1,0 +1,13 @@
+"""Slices of a data set as training samples, in one call."""
+
+from collections.abc import Sequence
+
+from pgpsam.training.data import Case, Dataset, Sample
+from pgpsam.training.finetune import TrainingSettings
+from pgpsam.training.run import SliceChoice, choose_slices, prepare_samples
+
+
+def choose_samples(
+    dataset: Dataset, cases: Sequence[Case], choice: SliceChoice, settings: TrainingSettings
+) -> list[Sample]:
+    return prepare_samples(choose_slices(dataset, cases, choice, settings.seed), settings)

@@ -1,0 +1,134 @@
+"""A volume refiner for a trained model: folds by patient, answers about patients unseen, and a model that has it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pgpsam.errors import Cancelled, UserError
+from pgpsam.models.store import load_model, load_spec
+from pgpsam.network.volume_refiner import PREFIX
+from pgpsam.segmenter import Segmenter
+from pgpsam.training.commands import refine_main
+from pgpsam.training.crossfit import REFINING, fold_settings, folds_of, refine
+from pgpsam.training.finetune import Progress, TrainingSettings, finetune
+from pgpsam.training.refining import RefinerSettings
+from pgpsam.training.run import SliceChoice, train_on_dataset
+from phantoms import make_phantom
+
+QUICK = RefinerSettings(iterations=2, planes=16, canvas=(48, 64))
+SLICES = SliceChoice(shots=4)
+
+
+@pytest.fixture(scope="module")
+def scored(phantoms: Path, quick_settings: TrainingSettings, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of two patients, scored on the third."""
+    out = tmp_path_factory.mktemp("scored") / "m"
+    train_on_dataset(phantoms, out, replace(quick_settings, iterations=4), SLICES, device="cpu", command="first")
+    return out
+
+
+@pytest.fixture
+def model(scored: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(scored, tmp_path / "m")
+
+
+def test_every_patient_is_in_one_fold() -> None:
+    assert folds_of(["e", "b", "a", "d", "c"], 2) == [["a", "c", "e"], ["b", "d"]]
+    for count in (1, 3):
+        with pytest.raises(UserError, match="2 patients cannot be split"):
+            folds_of(["a", "b"], count)
+
+
+def test_the_folds_models_are_trained_as_the_first_stage_of_the_recipe(scored: Path) -> None:
+    settings = fold_settings(load_spec(scored), 3)
+    assert (settings.method, settings.seed, settings.iterations) == ("pgp", 3, 450)
+    assert (settings.preparation.spacing_mm, settings.canvas) == (2.0, (140, 168))
+    assert settings.settings["alpha"] == 2
+
+
+def test_a_stopped_run_goes_on_and_ends_with_a_model_that_refines(
+    phantoms: Path, model: Path, quick_settings: TrainingSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = replace(quick_settings, iterations=2)
+    before, tensors = load_model(model)
+    trained: list[str] = []
+    seen: dict[str, set[str]] = {}
+
+    def note(what: str, _: Progress) -> None:
+        if what not in trained:
+            trained.append(what)
+
+    def watch(samples, *rest, **more):  # what every fold's model is shown
+        seen[more["name"]] = {sample.case for sample in samples}
+        return finetune(samples, *rest, **more)
+
+    monkeypatch.setattr("pgpsam.training.run.finetune", watch)
+
+    def run(**more: object) -> dict | None:
+        return refine(
+            model, phantoms, settings, SLICES, folds=2, refining=QUICK, device="cpu", progress=note, **more
+        )  # fmt: skip
+
+    with pytest.raises(Cancelled):
+        run(cancelled=lambda: trained[-1:] == ["without fold 2 of 2"])
+    assert seen == {"fold1": {"case_1"}, "fold2": {"case_0"}}
+    assert load_spec(model) == before
+    with pytest.raises(UserError, match="other settings than now"):
+        refine(model, phantoms, replace(settings, lr=1.0), SLICES, folds=2, refining=QUICK, device="cpu")
+    summary = run(command="python Training/refine.py ...")
+    assert trained == ["without fold 1 of 2", "without fold 2 of 2", "refiner"]
+    assert not (model / REFINING).exists()
+
+    spec, refined = load_model(model)
+    assert spec.refiner["cases"] == ["case_0", "case_1"]
+    assert spec.refiner["slices"] == 4
+    assert {name for name in refined if not name.startswith(PREFIX)} == set(tensors)
+    assert summary is not None
+    assert [case["case"] for case in summary["cases"]] == ["case_2"]
+    card = (model / "CARD.md").read_text(encoding="utf-8")
+    assert "volume refiner" in card
+    assert card.index("first") < card.index("python Training/refine.py ...")
+
+    segmenter = Segmenter.load(model, "cpu")
+    result = segmenter.segment(make_phantom(7)[0])
+    assert list(result.seconds) == ["prepare", "slices", "refine", "clean up"]
+    assert set(result.labels.flat) <= {0, 1, 6}
+
+
+def test_a_model_that_starts_from_a_refined_one_keeps_the_refiner(
+    phantoms: Path, model: Path, quick_settings: TrainingSettings, tmp_path: Path
+) -> None:
+    settings = replace(quick_settings, iterations=2)
+    refine(model, phantoms, settings, SLICES, folds=2, refining=QUICK, device="cpu")
+    own, out = replace(settings, start_from=str(model)), tmp_path / "next"
+    train_on_dataset(phantoms, out, own, SLICES, device="cpu", scored=False)
+    spec, tensors = load_model(out)
+    former, others = load_model(model)
+    assert spec.refiner == former.refiner
+    for name in others:
+        if name.startswith(PREFIX):
+            assert (tensors[name] == others[name]).all()
+
+
+def test_from_the_command_line(
+    phantoms: Path, model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ["--model", str(model), "--data", str(phantoms), "--shots", "4", "--device", "cpu", "--progress", "none"]
+    assert refine_main([*given, "--folds", "9"]) == 2
+    assert capsys.readouterr().err.strip() == "error: 2 patients cannot be split into 9 folds"
+    assert refine_main([*given, "--set", "no_such=1"]) == 2
+    assert "no_such" in capsys.readouterr().err
+    assert not (model / REFINING).exists()
+    small = ["canvas=[56,112]", "batch=2"]
+    monkeypatch.setattr("pgpsam.training.commands.RefinerSettings", lambda seed: replace(QUICK, seed=seed))
+    words = [*given, "--folds", "2", "--iterations", "2", "--refiner-iterations", "1", "--set", *small]
+    assert refine_main(words) == 0
+    assert "mean of the reported organs" in capsys.readouterr().out
+    described = json.loads((model / "model.json").read_text(encoding="utf-8"))["refiner"]
+    assert described["iterations"] == 1
+    assert described["command"].startswith("python Training/refine.py --model")
