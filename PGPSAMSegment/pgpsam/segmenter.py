@@ -162,6 +162,8 @@ class Segmenter:
 
         if self.refiner and stack and todo:
             started = time.monotonic()
+            if cancelled and cancelled():
+                raise Cancelled("cancelled while segmenting")
             if progress:
                 progress(Step("refine", 0, 1, 0.0))
             seen = stack.planes().to(self.device)
@@ -170,6 +172,8 @@ class Segmenter:
             corrected = stack.correct(change)
             for z in todo:
                 write(z, corrected(z))
+            if progress:
+                progress(Step("refine", 1, 1, 0.0))
             seconds["refine"] = time.monotonic() - started
 
         started = time.monotonic()

@@ -12,6 +12,7 @@ from pgpsam.models.store import load_model, save_model
 from pgpsam.models.weights import base_state
 from pgpsam.network.lora import put_tensors
 from pgpsam.network.methods import build_network
+from pgpsam.network.volume_refiner import VolumeRefiner
 from pgpsam.segmenter import Segmenter, restore_network
 from pgpsam.volume import Volume
 from phantoms import make_phantom
@@ -94,6 +95,40 @@ def test_partial_results_grow(segmenter):
     assert written == sorted(written)
     assert written[-1] == 6
     assert all(filled <= done for done, filled in finished)
+
+
+def refined(segmenter, favoured: int) -> Segmenter:
+    """The same model with a refiner that prefers one class everywhere."""
+    refiner = VolumeRefiner(len(segmenter.label_set) + 1, (8, 8, 8, 8, 8))
+    with torch.no_grad():
+        refiner.network.final_conv.bias[favoured] = 50.0
+    parts = segmenter.network, segmenter.label_set, segmenter.preparation
+    return Segmenter(*parts, "refined", "cpu", refiner)
+
+
+def test_a_refiner_has_the_last_word(segmenter):
+    volume, _ = make_phantom(7)
+    liver = 1 + segmenter.label_set.names.index("liver")
+    result = refined(segmenter, liver).segment(volume, clean=False)
+    body = volume.array > 0
+    assert (result.labels[body] == 6).all()
+    assert (result.confidence[body] > 0.99).all()
+    background = refined(segmenter, 0).segment(volume, clean=False)
+    assert not background.labels.any()
+    assert not refined(segmenter, liver).segment(volume, ["spleen"], clean=False).labels.any()
+
+
+def test_a_refiner_reports_and_can_be_cancelled(segmenter):
+    volume, _ = make_phantom(7)
+    steps = []
+    refined(segmenter, 0).segment(volume, progress=steps.append)
+    assert [(s.done, s.total) for s in steps if s.stage == "refine"] == [(0, 1), (1, 1)]
+    seen = []
+    with pytest.raises(Cancelled):
+        refined(segmenter, 0).segment(
+            volume, progress=seen.append, cancelled=lambda: bool(seen) and seen[-1].done == seen[-1].total
+        )
+    assert {step.stage for step in seen} == {"slices"}
 
 
 class TooLarge(torch.nn.Module):

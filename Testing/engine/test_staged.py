@@ -12,10 +12,12 @@ from pgpsam.errors import Cancelled, UserError
 from pgpsam.training.commands import finetune_main
 from pgpsam.training.finetune import Progress, TrainingSettings
 from pgpsam.training.recipes import recipe
+from pgpsam.training.refining import RefinerSettings
 from pgpsam.training.run import SliceChoice
 from pgpsam.training.staged import ITERATIONS, STAGES, stages, train_in_stages
 
 SLICES = SliceChoice(shots=4)
+REFINING = RefinerSettings(iterations=2, planes=16, canvas=(48, 64))
 
 
 def test_the_stages_of_the_default_recipe(tmp_path: Path) -> None:
@@ -47,7 +49,9 @@ def test_a_run_that_is_stopped_in_its_second_stage_goes_on_there(
         return len(steps) == 5
 
     def train(**more: object) -> object:
-        return train_in_stages(phantoms, out, settings, SLICES, device="cpu", progress=note, **more)
+        return train_in_stages(
+            phantoms, out, settings, SLICES, device="cpu", refining=REFINING, progress=note, **more
+        )  # fmt: skip
 
     with pytest.raises(Cancelled):
         train(cancelled=stop)
@@ -61,13 +65,14 @@ def test_a_run_that_is_stopped_in_its_second_stage_goes_on_there(
             train_in_stages(phantoms, out, other, SLICES, device="cpu", resume=True)
     assert (out / STAGES / "coarse" / "model.json").stat().st_mtime_ns == before
     summary = train(resume=True, command="python Training/finetune.py --staged")
-    assert seen == ["coarse", "fine", "taught"]
+    assert seen == ["coarse", "fine", "without fold 1 of 2", "without fold 2 of 2", "refiner", "taught"]
     assert isinstance(summary, dict)
     assert [case["case"] for case in summary["cases"]] == ["case_2"]
     assert not (out / STAGES).exists()
     spec = json.loads((out / "model.json").read_text(encoding="utf-8"))
     assert spec["training"]["taught_by"]["name"] == "fine"
     assert spec["training"]["started_from"]["cases"] == ["case_0", "case_1"]
+    assert spec["refiner"]["cases"] == ["case_0", "case_1"]
     assert (out / "CARD.md").read_text(encoding="utf-8").count("--staged") == 1
 
 

@@ -121,15 +121,15 @@ def test_a_refiner_that_is_damaged_or_gone_is_refused(folder: Path) -> None:
     file = folder / "refiner.safetensors"
     content = file.read_bytes()
     file.write_bytes(content[:-1] + b"x")
-    with pytest.raises(UserError, match="refiner.safetensors is damaged or not this model's"):
+    with pytest.raises(UserError, match=r"refiner\.safetensors is damaged or not this model's"):
         load_model(folder)
     file.unlink()
-    with pytest.raises(UserError, match="refiner.safetensors is missing"):
+    with pytest.raises(UserError, match=r"refiner\.safetensors is missing"):
         load_model(folder)
     about = json.loads((folder / "model.json").read_text(encoding="utf-8"))
     del about["refiner_file"]
     (folder / "model.json").write_text(json.dumps(about), encoding="utf-8")
-    with pytest.raises(UserError, match="refiner_file.size: missing"):
+    with pytest.raises(UserError, match=r"refiner_file\.size: missing"):
         load_model(folder)
 
 

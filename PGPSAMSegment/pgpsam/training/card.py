@@ -82,7 +82,8 @@ def _scored(spec: ModelSpec) -> tuple[Mapping[str, Any], str]:
     """The scores to show and what was scored: the model, or where no case was held out, the one it started from."""
     started = spec.training.get("started_from")
     if not spec.scores and started and started.get("scores"):
-        return started["scores"], f"`{started['scored']}`, an earlier stage of this model,"
+        bare = " without its volume refiner" if spec.refiner else ""
+        return started["scores"], f"`{started['scored']}`, an earlier stage of this model{bare},"
     return spec.scores, "This model"
 
 

@@ -209,6 +209,12 @@ class Average:
         for name, value in tensors.items():
             self.tensors[name].lerp_(value, 1 - decay)
 
+    def restore(self, steps: int, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from what a checkpoint held of `steps` and `tensors`."""
+        self.steps = steps
+        for name, value in tensors.items():
+            self.tensors[name].copy_(value)
+
 
 def finetune(
     samples: Sequence[Sample],
@@ -432,7 +438,5 @@ def load_checkpoint(
         )
     put_tensors(network, state["trained"], str(path))
     optimizer.load_state_dict(state["optimizer"])
-    average.steps = state["steps"]
-    for name, value in state["average"].items():
-        average.tensors[name].copy_(value)
+    average.restore(state["steps"], state["average"])
     return state["iteration"], state["seconds"]

@@ -1,8 +1,9 @@
-"""The recipe for few slices: coarse, then fine, then taught by its own answers on slices that nobody annotated.
+"""The recipe for few slices: coarse, then fine, refined, then taught by its own answers on slices without annotation.
 
-coarse  larger pixels: twice the slices in the same time, and the organs' places are learned
-fine    the model's own pixels, half the rate
-taught  the same again; the fine model labels the other slices of the training patients where it is sure
+coarse   larger pixels: twice the slices in the same time, and the organs' places are learned
+fine     the model's own pixels, half the rate
+refined  the fine model gets a volume refiner, from models trained without a part of the patients (`crossfit`)
+taught   the fine model's rates again; it labels the other slices of the training patients where it is sure
 """
 
 from __future__ import annotations
@@ -15,13 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from pgpsam.errors import UserError
+from pgpsam.models.store import load_spec
+from pgpsam.training.crossfit import FOLDS, add_refiner
 from pgpsam.training.finetune import CHECKPOINT, Progress, TrainingSettings
 from pgpsam.training.recipes import coarse_stage
+from pgpsam.training.refining import RefinerSettings
 from pgpsam.training.run import SliceChoice, check_same_run, train_on_dataset
 
 STAGES = "stages"  # the folder, in the model's own, of the first two; it goes when the model is finished
 ITERATIONS = 1300
 SHARES = {"coarse": 0.46, "fine": 0.27, "taught": 0.27}
+FOLD_SHARE = 0.35  # of the iterations, beside those above, that each model without a fold gets
 
 
 def stages(settings: TrainingSettings, out: Path) -> dict[str, TrainingSettings]:
@@ -58,14 +63,16 @@ def train_in_stages(
     *,
     resume: bool = False,
     command: str = "",
+    refining: RefinerSettings | None = None,
     progress: Callable[[str, Progress], None] | None = None,
     **more: Any,
 ) -> dict[str, Any] | None:
-    """The three stages, of which only the last is scored.
+    """All stages, of which only the last is scored. With a single patient there is no refiner.
 
     Args:
         data, out, settings, choice, command: as `train_on_dataset` takes them.
         resume: finished stages are kept, the stopped one goes on.
+        refining: how the refiner is trained.
         progress: called while training, with the stage's name.
         more: further arguments of `train_on_dataset`.
 
@@ -97,6 +104,19 @@ def train_in_stages(
         going_on = (folder / CHECKPOINT).is_file()
         stage = {**more, "name": name, "description": "", "scored": False, "progress": named(name)}
         train_on_dataset(data, folder, own, choice, resume=going_on, **stage)
+    fine = out / STAGES / "fine"
+    patients = load_spec(fine).training["cases"]
+    if not load_spec(fine).refiner and len(patients) > 1:
+        add_refiner(
+            fine,
+            data,
+            replace(runs["coarse"], iterations=max(1, round(FOLD_SHARE * settings.iterations))),
+            choice,
+            folds=min(FOLDS, len(patients)),
+            refining=refining,
+            progress=progress,
+            **{key: more[key] for key in ("device", "labelling", "cancelled") if key in more},
+        )
     name, own = last
     going_on = (out / CHECKPOINT).is_file() and resume
     final = {**more, "command": command, "progress": named(name)}
