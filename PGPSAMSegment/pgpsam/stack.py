@@ -58,6 +58,27 @@ def to_planes(slices: Tensor, places: Tensor, thickness: float) -> Tensor:
     return torch.tensordot(tent_weights(places, len(slices), max(1.0, thickness)), slices, 1)
 
 
+def view(shares: Tensor, image: Tensor, planes: int) -> Tensor:
+    """What a volume refiner sees of a whole volume.
+
+    Args:
+        shares: of the classes, on the grid in the plane, [D, K, Y, X]. image: [D, Y, X].
+        planes: Z, which cover the D slices.
+
+    Returns:
+        float32 [1, K + 1, Z, Y, X].
+    """
+    thickness = len(shares) / planes
+    places = (torch.arange(planes) + 0.5) * thickness - 0.5
+    seen = torch.cat((shares.float(), image[:, None].float()), 1)
+    return to_planes(seen, places, thickness).transpose(0, 1)[None]
+
+
+def slice_weights(depth: int, planes: int) -> Tensor:
+    """How D slices lie between the Z grid planes that cover them: [D, Z]."""
+    return tent_weights((torch.arange(depth) + 0.5) * planes / depth - 0.5, planes)
+
+
 class Stack:
     """One volume's slices and what a network says of them.
 
@@ -84,16 +105,9 @@ class Stack:
         self.shares[z] = in_plane(logits.float().softmax(0)[None], self.shape[1:])[0].half().cpu()
         self.logits[z] = logits.half().cpu()
 
-    @property
-    def thickness(self) -> float:
-        """A grid plane's, in slices; as many planes as there are cover the volume."""
-        return self.depth / self.shape[0]
-
     def planes(self) -> Tensor:
         """What a volume refiner sees: the shares and the image, float32 [1, K + 1, Z, Y, X]."""
-        places = (torch.arange(self.shape[0]) + 0.5) * self.thickness - 0.5
-        seen = torch.cat((self.shares, self.image[:, None]), 1).float()
-        return to_planes(seen, places, self.thickness).transpose(0, 1)[None]
+        return view(self.shares, self.image, self.shape[0])
 
     def correct(self, change: Tensor) -> Callable[[int], Tensor]:
         """Corrected logits of the slices that were added.
@@ -104,8 +118,7 @@ class Stack:
         Returns:
             z -> [K, h, w], float32.
         """
-        places = (torch.arange(self.depth) + 0.5) / self.thickness - 0.5
-        weights = tent_weights(places, self.shape[0]).to(change.device)
+        weights = slice_weights(self.depth, self.shape[0]).to(change.device)
 
         def corrected(z: int) -> Tensor:
             logits = self.logits[z].to(change.device).float()

@@ -104,12 +104,16 @@ def test_a_model_that_starts_from_a_refined_one_keeps_the_refiner(
     phantoms: Path, model: Path, quick_settings: TrainingSettings, tmp_path: Path
 ) -> None:
     settings = replace(quick_settings, iterations=2)
-    refine(model, phantoms, settings, SLICES, folds=2, refining=QUICK, device="cpu")
+    (model / "curves.csv").unlink()  # as shipped models are
+    refine(model, phantoms, settings, SLICES, folds=2, hold_out=["case_1"], refining=QUICK, device="cpu")
     own, out = replace(settings, start_from=str(model)), tmp_path / "next"
     train_on_dataset(phantoms, out, own, SLICES, device="cpu", scored=False)
     spec, tensors = load_model(out)
     former, others = load_model(model)
     assert spec.refiner == former.refiner
+    assert former.refiner["cases"] == ["case_0"]
+    assert former.refiner["held_out"]["cases"] == ["case_1"]
+    assert "On case_1, which it did not learn from" in (model / "CARD.md").read_text(encoding="utf-8")
     for name in others:
         if name.startswith(PREFIX):
             assert (tensors[name] == others[name]).all()
@@ -123,6 +127,8 @@ def test_from_the_command_line(
     assert capsys.readouterr().err.strip() == "error: 2 patients cannot be split into 9 folds"
     assert refine_main([*given, "--set", "no_such=1"]) == 2
     assert "no_such" in capsys.readouterr().err
+    assert refine_main([*given, "--hold-out", "case_2"]) == 2
+    assert "was not trained on case_2" in capsys.readouterr().err
     assert not (model / REFINING).exists()
     small = ["canvas=[56,112]", "batch=2"]
     monkeypatch.setattr("pgpsam.training.commands.RefinerSettings", lambda seed: replace(QUICK, seed=seed))

@@ -13,7 +13,7 @@ from pgpsam.device import autocast
 from pgpsam.errors import Cancelled, UserError
 from pgpsam.network.volume_refiner import VolumeRefiner, log_shares
 from pgpsam.training.data import IGNORED
-from pgpsam.training.refining import Answers, Parts, RefinerSettings, train_refiner
+from pgpsam.training.refining import Answers, Parts, RefinerSettings, gain, train_refiner
 
 CPU = torch.device("cpu")
 QUICK = RefinerSettings(iterations=50, lr=5e-3, warmup=3, planes=16, canvas=(32, 48), missed=0.0, bias=0.1)
@@ -144,3 +144,20 @@ def test_half_precision_gives_the_gradients_of_full_precision() -> None:
     for name, half in gradients[0].items():
         full = gradients[1][name]
         assert (half - full).norm() < 0.5 * full.norm(), name
+
+
+def test_the_gain_is_what_the_refiner_does_for_patients_it_has_not_seen() -> None:
+    """By hand: the organ of 3 x 4 voxels is half found before, and whole after class 1 gets more everywhere."""
+    shares = torch.full((8, 3, 16, 16), 0.01)
+    shares[:, 0] = 0.98
+    labels = torch.zeros(8, 16, 16, dtype=torch.uint8)
+    labels[:, 4:7, 4:8] = 1
+    shares[:, :, 4:7, 4:6] = torch.tensor([0.3, 0.6, 0.1])[:, None, None]
+    shares[:, :, 4:7, 6:8] = torch.tensor([0.55, 0.44, 0.01])[:, None, None]  # called background, nearly the organ
+    labels[1::2] = IGNORED
+    one = Answers("p", shares.half(), torch.full((8, 16, 16), 0.5).half(), labels, 4.0)
+    refiner = VolumeRefiner(3, (8, 8, 8, 8, 8)).eval()
+    assert gain(refiner, [one], CPU) == pytest.approx((2 * 6 / 18, 2 * 6 / 18))
+    with torch.no_grad():
+        refiner.network.final_conv.bias[1] = 1.0
+    assert gain(refiner, [one], CPU) == pytest.approx((2 * 6 / 18, 1.0), abs=1e-6)

@@ -148,7 +148,7 @@ def test_a_segmentation_says_what_it_does_in_order(segmented):
     request, events, _ = segmented
     steps = [event for event in events if event["event"] == "progress"]
     stages = [step["stage"] for step in steps]
-    assert list(dict.fromkeys(stages)) == ["load", "prepare", "slices", "write"]
+    assert list(dict.fromkeys(stages)) == ["load", "prepare", "slices", "refine", "write"]
     slices = [step for step in steps if step["stage"] == "slices"]
     assert [s["done"] for s in slices] == sorted({s["done"] for s in slices})
     assert slices[-1]["done"] == slices[-1]["total"] == 6

@@ -55,6 +55,11 @@ def model_card(spec: ModelSpec) -> str:
         )
         lines += ["", f"A volume refiner corrects what is said slice by slice as one volume; {about}"]
         lines += [f"patients that they had not seen ({learned['folds']} folds)."]
+        if held := learned.get("held_out"):
+            change = f"{held['dice_before']:.3f} to {held['dice_after']:.3f}"
+            names = ", ".join(sorted(held["cases"]))
+            lines += [f"On {names}, which it did not learn from, those models' mean Dice went from {change}"]
+            lines += ["(all organs, on the refiner's grid, without clean-up)."]
     given = (training.get("command"), spec.refiner.get("command"))
     commands = [*(started or {}).get("commands", []), *filter(None, given)]
     if commands:

@@ -127,6 +127,9 @@ def refine_main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, help="the data set that it was trained on")
     add_slices(parser)
     parser.add_argument("--folds", type=int, default=FOLDS, help=f"parts of the patients (default: {FOLDS})")
+    parser.add_argument(
+        "--hold-out", nargs="*", default=[], metavar="CASE", help="patients to compare on, without and with the refiner"
+    )
     parser.add_argument("--iterations", type=int, help="optimiser steps of each fold's model")
     parser.add_argument("--refiner-iterations", type=int, help="optimiser steps of the refiner")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="a setting of the folds' models")
@@ -153,6 +156,7 @@ def _refine(options: argparse.Namespace) -> None:
             settings,
             slices_of(options),
             folds=options.folds,
+            hold_out=options.hold_out,
             refining=refining,
             device=options.device,
             command=options.command,
@@ -161,6 +165,9 @@ def _refine(options: argparse.Namespace) -> None:
             scoring=lambda case, step: report(f"scoring {case}", step.done, step.total, step.eta_seconds),
         )
     print(f"{options.model} has a volume refiner")
+    if held := load_spec(options.model).refiner.get("held_out"):
+        change = f"mean Dice {held['dice_before']:.3f} -> {held['dice_after']:.3f}"
+        print(f"{', '.join(held['cases'])}, by models that had not seen them: {change}")
     if summary:
         print_summary(summary, f"{options.model.name}: held-out cases, all slices")
 

@@ -29,7 +29,7 @@ from pgpsam.slices import Preparation, frame_volume, scale_labels
 from pgpsam.training.data import IGNORED, LoadedCase, read_dataset
 from pgpsam.training.finetune import CHECKPOINT, Progress, TrainingSettings, trained_cases
 from pgpsam.training.recipes import coarse_stage, recipe
-from pgpsam.training.refining import Answers, RefinerSettings, train_refiner
+from pgpsam.training.refining import Answers, RefinerSettings, gain, train_refiner
 from pgpsam.training.run import SliceChoice, check_same_run, choose_slices, finish, train_on_dataset
 
 REFINING = "refining"  # the folder, in the model's own
@@ -97,6 +97,7 @@ def add_refiner(
     choice: SliceChoice,
     *,
     folds: int = FOLDS,
+    hold_out: Sequence[str] = (),
     refining: RefinerSettings | None = None,
     device: str = "auto",
     command: str = "",
@@ -112,6 +113,8 @@ def add_refiner(
         settings: of the models that are trained without a fold.
         choice: the annotated slices that the model was trained on, and no others.
         folds: how many such models. refining: how the refiner is trained.
+        hold_out: patients of the model's whom the refiner does not learn from; model.json then says what it does for
+            them (`refining.gain`).
         command: what the model card says of how it was made.
         progress: called while training, with what is trained. labelling: with a case's name, while it is segmented.
         cancelled: asked at every step.
@@ -123,6 +126,8 @@ def add_refiner(
     refining = refining or RefinerSettings()
     dataset, spec = read_dataset(data), load_spec(model)
     own = dataset.select(trained_cases(spec))
+    if unknown := set(hold_out) - {case.name for case in own}:
+        raise UserError(f"{spec.name} was not trained on {', '.join(sorted(unknown))}: nothing to hold out")
     others = [case.name for case in dataset.cases if case not in own]
     chosen = choose_slices(dataset, own, choice, settings.seed)
     answers: list[Answers] = []
@@ -148,11 +153,15 @@ def add_refiner(
             )
         theirs = [(one, slices) for one, slices in chosen if one.name in fold and slices]
         answers += fold_answers(folder, theirs, device, labelling, cancelled)
+    learned = [one for one in answers if one.case not in hold_out]
+    if not learned:
+        raise UserError("every patient is held out, none is left to learn from")
+    where = choose_device(device)
     refiner = train_refiner(
-        answers,
+        learned,
         len(spec.labels) + 1,
         refining,
-        choose_device(device),
+        where,
         state=model / REFINING / "refiner.pt",
         progress=partial(progress, "refiner") if progress else None,
         cancelled=cancelled,
@@ -162,10 +171,13 @@ def add_refiner(
         "channels": list(refiner.channels),
         **asdict(refining),
         "folds": folds,
-        "cases": [case.name for case in own],
-        "slices": sum(len(one.annotated) for one in answers),
+        "cases": [one.case for one in learned],
+        "slices": sum(len(one.annotated) for one in learned),
         "command": command,
     }
+    if held := [one for one in answers if one.case in hold_out]:
+        before, after = gain(refiner, held, where)
+        about["held_out"] = {"cases": [one.case for one in held], "dice_before": before, "dice_after": after}
     save_model(model, replace(spec, refiner=about), split_tensors(tensors)[0] | named_in_file(refiner_tensors(refiner)))
     shutil.rmtree(model / REFINING)
 

@@ -358,16 +358,15 @@ def finish(
         The scores' summary; None where no case is held out. Then the card shows those of the model it started from.
     """
     spec, tensors = load_model(folder)
-    if not held:
-        if start_from:
-            copy_pictures(find_model(start_from), folder)
-        save_model(folder, spec, tensors, model_card(spec))
-        write_summary(folder / CURVES, folder / SUMMARY, spec.name)
-        return None
-    scores = score_cases(Segmenter.load(folder, device), dataset, held, scoring)
-    about = {"model": folder.name, "data": dataset.name, "training": choice.text, "held out": str(len(held))}
-    summary = scores.write(folder / VALIDATION, dataset, f"{folder.name}: held-out cases", about)
-    spec = replace(spec, scores={"split": [case.name for case in held], "summary": summary})
+    summary: dict[str, Any] | None = None
+    if held:
+        scores = score_cases(Segmenter.load(folder, device), dataset, held, scoring)
+        about = {"model": folder.name, "data": dataset.name, "training": choice.text, "held out": str(len(held))}
+        summary = scores.write(folder / VALIDATION, dataset, f"{folder.name}: held-out cases", about)
+        spec = replace(spec, scores={"split": [case.name for case in held], "summary": summary})
+    elif start_from:
+        copy_pictures(find_model(start_from), folder)
     save_model(folder, spec, tensors, model_card(spec))
-    write_summary(folder / CURVES, folder / SUMMARY, spec.name, summary)
+    if (folder / CURVES).is_file():  # a model that was copied without its curves can get a refiner, too
+        write_summary(folder / CURVES, folder / SUMMARY, spec.name, summary)
     return summary
