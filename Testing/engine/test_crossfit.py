@@ -129,6 +129,8 @@ def test_from_the_command_line(
     assert "no_such" in capsys.readouterr().err
     assert refine_main([*given, "--hold-out", "case_2"]) == 2
     assert "was not trained on case_2" in capsys.readouterr().err
+    assert refine_main([*given, "--hold-out", "case_0", "case_1"]) == 2
+    assert "no patient is left" in capsys.readouterr().err
     assert not (model / REFINING).exists()
     small = ["canvas=[56,112]", "batch=2"]
     monkeypatch.setattr("pgpsam.training.commands.RefinerSettings", lambda seed: replace(QUICK, seed=seed))

@@ -120,14 +120,18 @@ def add_refiner(
         cancelled: asked at every step.
 
     Raises:
-        UserError: as `train_on_dataset`; too few patients; or what a stopped run left was made in another way.
+        UserError: as `train_on_dataset`; too few patients, or none to learn from; or what a stopped run left was made
+            in another way.
         Cancelled: `cancelled` said so; called again, it goes on.
     """
     refining = refining or RefinerSettings()
     dataset, spec = read_dataset(data), load_spec(model)
-    own = dataset.select(trained_cases(spec))
+    seen = set(trained_cases(spec))  # what it started from may have learned from other data, too
+    own = [case for case in dataset.cases if case.name in seen]
     if unknown := set(hold_out) - {case.name for case in own}:
         raise UserError(f"{spec.name} was not trained on {', '.join(sorted(unknown))}: nothing to hold out")
+    if len(own) == len(set(hold_out)):
+        raise UserError(f"{dataset.folder}: no patient is left for the refiner of {spec.name} to learn from")
     others = [case.name for case in dataset.cases if case not in own]
     chosen = choose_slices(dataset, own, choice, settings.seed)
     answers: list[Answers] = []
@@ -154,8 +158,6 @@ def add_refiner(
         theirs = [(one, slices) for one, slices in chosen if one.name in fold and slices]
         answers += fold_answers(folder, theirs, device, labelling, cancelled)
     learned = [one for one in answers if one.case not in hold_out]
-    if not learned:
-        raise UserError("every patient is held out, none is left to learn from")
     where = choose_device(device)
     refiner = train_refiner(
         learned,

@@ -413,6 +413,24 @@ def save_checkpoint(
     os.replace(part, out / CHECKPOINT)
 
 
+def read_state(path: Path, run: str, instead: str) -> dict[str, Any]:
+    """What a stopped run left.
+
+    Args:
+        run: what the run that goes on is known by. instead: what the user can do without the file.
+
+    Raises:
+        UserError: it is unreadable, or of a run with other settings or slices.
+    """
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"{path} is damaged: {error}", f"{instead[0].upper()}{instead[1:]}.") from error
+    if state["run"] != run:
+        raise UserError(f"{path} belongs to a run with other settings or slices", f"Give the same ones, or {instead}.")
+    return state
+
+
 def load_checkpoint(
     out: Path,
     network: SegmentationNetwork,
@@ -428,14 +446,7 @@ def load_checkpoint(
     path = out / CHECKPOINT
     if not path.is_file():
         raise UserError(f"nothing to resume: {path} does not exist", "Start without --resume.")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UserError(f"{path} is damaged: {error}", "Start without --resume.") from error
-    if state["run"] != run:
-        raise UserError(
-            f"{path} belongs to a run with other settings or slices", "Give the same ones, or start without --resume."
-        )
+    state = read_state(path, run, "start without --resume")
     put_tensors(network, state["trained"], str(path))
     optimizer.load_state_dict(state["optimizer"])
     average.restore(state["steps"], state["average"])

@@ -25,7 +25,7 @@ from pgpsam.errors import Cancelled, UserError
 from pgpsam.network.volume_refiner import VolumeRefiner, log_shares
 from pgpsam.stack import GRID_MM, slice_weights, tent_weights, to_planes, view
 from pgpsam.training.data import IGNORED
-from pgpsam.training.finetune import CHECKPOINT_SECONDS, Average, Progress
+from pgpsam.training.finetune import CHECKPOINT_SECONDS, Average, Progress, read_state
 from pgpsam.training.losses import class_weights, segmentation_loss
 
 
@@ -317,12 +317,7 @@ def _restore(
     """
     if not path.is_file():
         return 0, 0.0
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UserError(f"{path} is damaged: {error}", "Delete it; the refiner then starts anew.") from error
-    if state["run"] != run:
-        raise UserError(f"{path} belongs to a refiner of other settings or slices", "Delete it, or give the same ones.")
+    state = read_state(path, run, "delete it; the refiner then starts anew")
     refiner.load_state_dict(state["refiner"])
     optimizer.load_state_dict(state["optimizer"])
     average.restore(state["steps"], state["average"])
