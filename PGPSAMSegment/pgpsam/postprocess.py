@@ -61,7 +61,7 @@ def keep_components(
             box = tuple(slice(max(0, side.start - 1), side.stop + 1) for side in box)  # with the background around it
             organ = labels[box] == label.id
             stays = organ & ~hanging(organ, spacing) if label.type.value == LIVER else organ.copy()
-            ends = (box[0].start == 0, box[0].stop == len(labels))
+            ends = (box[0].start == 0, box[0].stop >= len(labels))
             share = MIN_SHARE if label.type.value == AORTA else np.inf
             stays[stays] = _of_organ(stays, ends, min_voxels, share)
             kept[box][organ & ~stays] = 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +54,8 @@ class Segmenter:
         preparation: how slices become the network's input.
         name: what results say of the model.
         device: 'auto', 'cpu', 'cuda', 'cuda:N' or 'mps'.
-        refiner: corrects the slices' answers as one volume; None leaves them as they are.
+        refiner: makes what corrects the slices' answers as one volume, called when the slices are done, because its
+            library takes seconds to load; None leaves the answers as they are.
 
     Raises:
         UserError: no such device.
@@ -66,11 +68,12 @@ class Segmenter:
         preparation: Preparation,
         name: str,
         device: str = "auto",
-        refiner: VolumeRefiner | None = None,
+        refiner: Callable[[], VolumeRefiner] | None = None,
     ) -> None:
         self.device = choose_device(device)
         self.network = network.to(self.device).to(memory_format=torch.channels_last).eval()
-        self.refiner = refiner.to(self.device).eval() if refiner is not None else None
+        self.make_refiner = refiner
+        self.made_refiner: VolumeRefiner | None = None
         self.label_set, self.preparation, self.name = label_set, preparation, name
         self.batch = BATCH[self.device.type]
 
@@ -89,8 +92,19 @@ class Segmenter:
         spec, tensors = load_model(folder)
         own, refining = split_tensors(tensors)
         network = restore_network(spec, own, weights)
-        refiner = restore_refiner(len(spec.labels) + 1, spec.refiner, refining, spec.name)
-        return cls(network, spec.labels, preparation_of(spec), spec.name, device, refiner)
+        refiner = partial(restore_refiner, len(spec.labels) + 1, spec.refiner, refining, spec.name)
+        return cls(network, spec.labels, preparation_of(spec), spec.name, device, refiner if refining else None)
+
+    @property
+    def refiner(self) -> VolumeRefiner | None:
+        """The volume refiner, made when it is first asked for.
+
+        Raises:
+            UserError: its tensors do not fit the model.
+        """
+        if self.made_refiner is None and self.make_refiner:
+            self.made_refiner = self.make_refiner().to(self.device).eval()
+        return self.made_refiner
 
     @torch.inference_mode()
     def segment(
@@ -142,7 +156,7 @@ class Segmenter:
             labels[z, y0:y1, x0:x1] = lookup[winner.cpu()].numpy()
             confidence[z, y0:y1, x0:x1] = best.cpu().numpy()
 
-        stack = Stack(volume, frame, self.preparation, len(lookup)) if self.refiner else None
+        stack = Stack(volume, frame, self.preparation, len(lookup)) if self.make_refiner else None
         done = 0
         for indices, output in self._outputs(volume, frame, todo, cancelled):
             for i, z in enumerate(indices):
@@ -160,15 +174,16 @@ class Segmenter:
                 progress(Step("slices", done, len(todo), spent / done * (len(todo) - done)))
         seconds["slices"] = time.monotonic() - started
 
-        if self.refiner and stack and todo:
+        if stack and todo:
             started = time.monotonic()
             if cancelled and cancelled():
                 raise Cancelled("cancelled while segmenting")
             if progress:
                 progress(Step("refine", 0, 1, 0.0))
-            seen = stack.planes().to(self.device)
+            refiner, seen = self.refiner, stack.planes().to(self.device)
+            assert refiner is not None  # there is a stack only where there is one
             with autocast(self.device):
-                change = self.refiner.over(seen)
+                change = refiner.over(seen)
             corrected = stack.correct(change)
             for z in todo:
                 write(z, corrected(z))

@@ -86,17 +86,18 @@ def test_a_trained_network_is_lost_when_its_descriptions_change_places(trained: 
     assert (logits - shuffled).abs().mean() > 0.2 * logits.std()
 
 
-@pytest.mark.parametrize("value", [-20.0, 20.0])
-def test_the_gate_decides_between_text_and_image(trained: Any, value: float) -> None:
+def test_the_gate_decides_between_text_and_image(trained: Any) -> None:
+    """Nothing but the image, nothing but the text: two answers. Where training leaves the gate depends on the CPU."""
     image, _ = slices(1, *SIZE)
     gate = trained.prototypes.gate
     bias = gate.bias.clone()
     with torch.no_grad():
-        before = trained(image).logits
-        gate.bias.fill_(value)
-        after = trained(image).logits
+        found = []
+        for value in (-20.0, 20.0):
+            gate.bias.fill_(value)
+            found.append(trained(image).logits)
         gate.bias.copy_(bias)
-    assert (before - after).abs().mean() > 0.01 * before.std()
+    assert (found[0] - found[1]).abs().mean() > 0.01 * found[0].std()
 
 
 def test_classes_differ_by_their_text_alone() -> None:

@@ -103,7 +103,7 @@ def refined(segmenter, favoured: int) -> Segmenter:
     with torch.no_grad():
         refiner.network.final_conv.bias[favoured] = 50.0
     parts = segmenter.network, segmenter.label_set, segmenter.preparation
-    return Segmenter(*parts, "refined", "cpu", refiner)
+    return Segmenter(*parts, "refined", "cpu", lambda: refiner)
 
 
 def test_a_refiner_has_the_last_word(segmenter):

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def untrained_model(tmp_path_factory):
     from pgpsam.network.lora import trained_tensors
     from pgpsam.network.methods import build_network
 
-    spec = load_spec(find_model("abdomen-ct"))
+    spec = replace(load_spec(find_model("abdomen-ct")), refiner={})
     network = build_network(spec.method, spec.backbone, len(spec.labels) + 1, spec.settings)
     folder = tmp_path_factory.mktemp("models") / "untrained"
     save_model(folder, spec, trained_tensors(network))

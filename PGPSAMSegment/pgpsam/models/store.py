@@ -31,7 +31,7 @@ SCHEMA_VERSION = 2  # 1 had no refiner
 SPEC_FILE = "model.json"
 ADAPTER_FILE = "adapter.safetensors"
 REFINER_FILE = "refiner.safetensors"
-REFINER_PREFIX = "refiner."  # of the names of the tensors that lie in it
+REFINER_PREFIX = "volume_refiner."  # of the names of the tensors that lie in it
 CARD_FILE = "CARD.md"
 MAX_SPEC_BYTES = 4 << 20
 

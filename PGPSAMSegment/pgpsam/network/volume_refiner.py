@@ -12,8 +12,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from monai.inferers import sliding_window_inference
-from monai.networks.nets import BasicUNet
 from torch import Tensor, nn
 
 from pgpsam.errors import UserError
@@ -35,6 +33,8 @@ class VolumeRefiner(nn.Module):
     """
 
     def __init__(self, classes: int, channels: Sequence[int] = CHANNELS) -> None:
+        from monai.networks.nets import BasicUNet  # not at the top: the first slice must not wait for it
+
         super().__init__()
         self.channels = tuple(channels)
         self.network = BasicUNet(
@@ -67,6 +67,8 @@ class VolumeRefiner(nn.Module):
 
         Around the volume it sees what it saw in training: air, which is background.
         """
+        from monai.inferers import sliding_window_inference
+
         size = seen.shape[2:]
         sides = [max(MARGIN, -(-(LEAST - n) // 2)) for n in size]
         border = [side for axis in (2, 1, 0) for side in (sides[axis], sides[axis])]
@@ -113,18 +115,16 @@ def split_tensors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dic
 
 def restore_refiner(
     classes: int, description: Mapping[str, Any], tensors: Mapping[str, Tensor], name: str
-) -> VolumeRefiner | None:
-    """A trained refiner; None where a model has none.
+) -> VolumeRefiner:
+    """A trained refiner.
 
     Args:
-        classes: K. description: of model.json; empty for none. tensors: from `split_tensors`.
+        classes: K. description: of model.json. tensors: from `split_tensors`.
         name: what error messages call the model.
 
     Raises:
         UserError: tensors that do not fit the description.
     """
-    if not description and not tensors:
-        return None
     channels = description.get("channels")
     if not (
         isinstance(channels, list) and len(channels) == 5 and all(type(c) is int and 0 < c <= 512 for c in channels)

@@ -54,7 +54,7 @@ def guessed_samples(
     Returns:
         A sample about every `EVERY_MM`, or `REFINED_EVERY_MM` of a teacher with a refiner, marked as guessed.
     """
-    seen = spread(case.volume, REFINED_EVERY_MM if teacher.refiner else EVERY_MM)
+    seen = spread(case.volume, REFINED_EVERY_MM if teacher.make_refiner else EVERY_MM)
     indices = [z for z in seen if z not in annotated]
     if not indices:
         return []
