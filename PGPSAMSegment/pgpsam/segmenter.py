@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +73,6 @@ class Segmenter:
         self.device = choose_device(device)
         self.network = network.to(self.device).to(memory_format=torch.channels_last).eval()
         self.make_refiner = refiner
-        self.made_refiner: VolumeRefiner | None = None
         self.label_set, self.preparation, self.name = label_set, preparation, name
         self.batch = BATCH[self.device.type]
 
@@ -95,16 +94,14 @@ class Segmenter:
         refiner = partial(restore_refiner, len(spec.labels) + 1, spec.refiner, refining, spec.name)
         return cls(network, spec.labels, preparation_of(spec), spec.name, device, refiner if refining else None)
 
-    @property
+    @cached_property
     def refiner(self) -> VolumeRefiner | None:
         """The volume refiner, made when it is first asked for.
 
         Raises:
             UserError: its tensors do not fit the model.
         """
-        if self.made_refiner is None and self.make_refiner:
-            self.made_refiner = self.make_refiner().to(self.device).eval()
-        return self.made_refiner
+        return self.make_refiner().to(self.device).eval() if self.make_refiner else None
 
     @torch.inference_mode()
     def segment(

@@ -90,6 +90,20 @@ def test_the_commands_can_be_listed_without_running_them(phantoms, tmp_path, cap
     assert not (tmp_path / "runs").exists()
 
 
+def test_the_page_can_be_written_while_runs_are_missing(dataset, tmp_path, capsys):
+    out, page_file = tmp_path / "runs", tmp_path / "docs" / "benchmark.md"
+    words = ["--data", str(dataset.folder), "--out", str(out), "--methods", "probe", "unet", "--amounts", "10%"]
+    words += ["--seeds", "0", "--page", str(page_file), "--finished"]
+    assert benchmark_main(words) == 2
+    assert f"no run in {out} is finished" in capsys.readouterr().err
+    run_all([Row("probe", "10%", 0)], dataset, out, 8, [*QUICK, "--iterations", "2"])
+    assert benchmark_main(words) == 0
+    assert "`probe`" in page_file.read_text()
+    assert "`unet`" not in page_file.read_text()
+    assert page_file.with_suffix(".png").is_file()
+    assert sorted(path.name for path in out.iterdir()) == ["probe-10pct-seed0"]
+
+
 def test_mean_and_spread():
     assert spread([0.8, 0.9], 3) == "0.850 ± 0.071"
     assert spread([0.8], 2) == "0.80"

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -21,6 +22,13 @@ def pgpsam(*arguments, **options):
     return subprocess.run(
         [sys.executable, "-m", "pgpsam", *map(str, arguments)], capture_output=True, text=True, check=False, **options
     )
+
+
+@pytest.mark.parametrize("script", sorted((Path(__file__).parents[2] / "Training").glob("*.py")), ids=lambda p: p.stem)
+def test_every_training_command_explains_itself(script):
+    done = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"usage: {script.name}")
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,7 @@ from pgpsam.models.store import (
 )
 
 SPEC = ModelSpec(
-    schema_version=1,
+    schema_version=2,
     name="abdomen-ct",
     description="13 abdominal organs in CT — für Erwachsene",
     backbone="lite_medsam",
@@ -95,7 +95,7 @@ def test_model_json_is_readable_and_records_the_adapter(folder: Path) -> None:
     assert (folder / "CARD.md").read_text() == "# Card\n"
 
 
-REFINED = replace(SPEC, schema_version=2, refiner={"channels": [8, 8, 8, 8, 8], "folds": 3})
+REFINED = replace(SPEC, refiner={"channels": [8, 8, 8, 8, 8], "folds": 3})
 WITH_REFINER = TENSORS | {"volume_refiner.network.weight": torch.ones(3), "refiner.of.the.method": torch.ones(2)}
 
 
@@ -110,11 +110,14 @@ def test_a_refiner_lies_in_a_file_of_its_own(folder: Path) -> None:
     assert_is_whole(folder, TENSORS)
 
 
-def test_a_model_of_before_refiners_is_read(folder: Path) -> None:
+def test_a_model_of_before_refiners_is_read_and_saved_as_one_of_today(folder: Path) -> None:
     content = json.loads((folder / "model.json").read_text(encoding="utf-8"))
     del content["refiner"]
+    content["schema_version"] = 1
     (folder / "model.json").write_text(json.dumps(content), encoding="utf-8")
-    assert_is_whole(folder, TENSORS)
+    assert_is_whole(folder, TENSORS, replace(SPEC, schema_version=1))
+    save_model(folder, replace(load_spec(folder), refiner=REFINED.refiner), WITH_REFINER)
+    assert_is_whole(folder, WITH_REFINER, REFINED)  # an older pgpsam refuses it by its version
 
 
 def test_a_refiner_that_is_damaged_or_gone_is_refused(folder: Path) -> None:

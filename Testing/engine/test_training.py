@@ -486,6 +486,12 @@ def test_settings_on_the_command_line_that_cannot_work_are_one_line(phantoms, tm
     assert not (tmp_path / "m").exists()
 
 
+def test_a_setting_of_augmentation_that_is_off_is_refused(phantoms, tmp_path, capsys):
+    arguments = ["--data", str(phantoms), "--out", str(tmp_path / "m"), "--method", "probe", "--set", "unenhanced=0"]
+    assert finetune_main(arguments) == 2
+    assert capsys.readouterr().err == "error: --set unenhanced=0: this run has no augmentation. Leave it out.\n"
+
+
 def test_contrast_agent_is_taken_out_of_the_bright_organs_only():
     image, labels = torch.full((1, 30, 30), 0.2), torch.zeros(1, 30, 30)
     labels[0, :10], labels[0, 20:] = 1, 2

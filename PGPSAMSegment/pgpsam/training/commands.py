@@ -180,13 +180,14 @@ def benchmark_main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, help="data set: images/ and labels/, or nnU-Net raw")
     parser.add_argument("--out", type=Path, required=True, help="folder for the runs' model folders")
     parser.add_argument("--methods", nargs="+", choices=sorted(METHODS), default=["pgp", *sorted({*METHODS} - {"pgp"})])
-    parser.add_argument("--amounts", nargs="+", default=list(AMOUNTS), metavar="AMOUNT", help=", ".join(AMOUNTS))
+    parser.add_argument("--amounts", nargs="+", default=list(AMOUNTS), metavar="AMOUNT", help=", ".join(AMOUNTS).replace("%", "%%"))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--folds", type=int, default=0, help="cross-validation of the first method at 10%% by patient")
     parser.add_argument("--slices-seen", type=int, default=2400, help="training budget of a run (default: 2400)")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="a setting of every run")
     parser.add_argument("--page", type=Path, help="Markdown to write from the finished runs, with a plot beside it")
     parser.add_argument("--list", action="store_true", help="print the commands of the runs and stop")
+    parser.add_argument("--finished", action="store_true", help="run nothing: write the page from what is finished")
     add_common(parser)
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = parser.parse_args(given)
@@ -203,9 +204,13 @@ def _benchmark(options: argparse.Namespace) -> None:
             words = run_arguments(row, dataset, options.out, options.slices_seen, extra)
             print(shlex.join(["python", "Training/finetune.py", *words]))
         return
-    failed = run_all(rows, dataset, options.out, options.slices_seen, extra, options.progress)
+    failed: list[str] = []
+    if not options.finished:
+        failed = run_all(rows, dataset, options.out, options.slices_seen, extra, options.progress)
     groups = collect(rows, options.out)
-    if groups and options.page:
+    if not groups:
+        raise UserError(f"no run in {options.out} is finished")
+    if options.page:
         picture = options.page.with_suffix(".png")
         text = page(groups, dataset, options.command, picture.name)
         options.page.parent.mkdir(parents=True, exist_ok=True)
@@ -288,7 +293,9 @@ def apply(settings: TrainingSettings, values: dict[str, Any]) -> TrainingSetting
     for name, value in values.items():
         if name in preparation:
             preparation[name] = value
-        elif variations is not None and name in Augmentation.__dataclass_fields__:
+        elif name in Augmentation.__dataclass_fields__:
+            if variations is None:
+                raise UserError(f"--set {name}={value}: this run has no augmentation", "Leave it out.")
             value = tuple(value) if isinstance(value, list) else value
             variations = replace(variations, **{name: checked(name, value, getattr(variations, name))})
             run_values["augmentation"] = variations
