@@ -18,12 +18,14 @@ def segmenter():
     return Segmenter.load("abdomen-ct", "cpu")
 
 
-def test_is_small_enough_to_ship_and_says_what_it_is():
-    folder = find_model("abdomen-ct")
+@pytest.mark.parametrize(("name", "patients"), [("abdomen-ct", 18), ("abdomen-ct-fewshot", 15)])
+def test_a_shipped_model_is_small_enough_and_says_what_it_is(name, patients):
+    folder = find_model(name)
     assert sum(path.stat().st_size for path in folder.rglob("*")) < 25e6
     spec = load_spec(folder)
+    assert spec.name == name
     assert len(spec.labels) == 13
-    assert len(spec.training["cases"]) == 18
+    assert len(spec.training["cases"]) == patients
     card = (folder / "CARD.md").read_text(encoding="utf-8")
     assert card == model_card(spec)
     assert "Not for clinical use" in card

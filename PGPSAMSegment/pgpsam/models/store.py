@@ -377,7 +377,10 @@ def _kind(value: object) -> str:
 def _write_files(folder: Path, spec: ModelSpec, tensors: Mapping[str, Tensor], card: str | None) -> None:
     refiner = {name: value for name, value in tensors.items() if name.startswith(REFINER_PREFIX)}
     adapter = {name: value for name, value in tensors.items() if name not in refiner}
-    about = spec.to_json() | {"schema_version": SCHEMA_VERSION, "adapter": _write_tensors(folder / ADAPTER_FILE, adapter)}
+    about = spec.to_json() | {
+        "schema_version": SCHEMA_VERSION,
+        "adapter": _write_tensors(folder / ADAPTER_FILE, adapter),
+    }
     if refiner:
         about["refiner_file"] = _write_tensors(folder / REFINER_FILE, refiner)
     text = json.dumps(about, indent=2, ensure_ascii=False, allow_nan=False)

@@ -180,7 +180,9 @@ def benchmark_main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, help="data set: images/ and labels/, or nnU-Net raw")
     parser.add_argument("--out", type=Path, required=True, help="folder for the runs' model folders")
     parser.add_argument("--methods", nargs="+", choices=sorted(METHODS), default=["pgp", *sorted({*METHODS} - {"pgp"})])
-    parser.add_argument("--amounts", nargs="+", default=list(AMOUNTS), metavar="AMOUNT", help=", ".join(AMOUNTS).replace("%", "%%"))
+    parser.add_argument(
+        "--amounts", nargs="+", default=list(AMOUNTS), metavar="AMOUNT", help=", ".join(AMOUNTS).replace("%", "%%")
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--folds", type=int, default=0, help="cross-validation of the first method at 10%% by patient")
     parser.add_argument("--slices-seen", type=int, default=2400, help="training budget of a run (default: 2400)")

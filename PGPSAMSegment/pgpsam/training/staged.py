@@ -3,7 +3,8 @@
 coarse   larger pixels: twice the slices in the same time, and the organs' places are learned
 fine     the model's own pixels, half the rate
 refined  the fine model gets a volume refiner, from models trained without a part of the patients (`crossfit`)
-taught   the fine model's rates again; it labels the other slices of the training patients where it is sure
+taught   the fine model's rates again; it labels the other slices of the training patients where it is sure. Less Dice
+         and nearly equal classes, because both made organs thick and put them where there are none
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from pgpsam.training.run import SliceChoice, check_same_run, train_on_dataset
 STAGES = "stages"  # the folder, in the model's own, of the first two; it goes when the model is finished
 ITERATIONS = 1300
 SHARES = {"coarse": 0.46, "fine": 0.27, "taught": 0.27}
+TAUGHT_BALANCE, TAUGHT_DICE_WEIGHT = 0.1, 0.5  # at most
 FOLD_SHARE = 0.35  # of the iterations, beside those above, that each model without a fold gets
 
 
@@ -51,7 +53,13 @@ def stages(settings: TrainingSettings, out: Path) -> dict[str, TrainingSettings]
         dice_weight=(settings.dice_weight[1],) * 2,
         start_from=str(out / STAGES / "coarse"),
     )
-    taught = replace(fine, iterations=steps["taught"], start_from=str(out / STAGES / "fine"))
+    taught = replace(
+        fine,
+        iterations=steps["taught"],
+        balance=(min(fine.balance[1], TAUGHT_BALANCE),) * 2,
+        dice_weight=(min(fine.dice_weight[1], TAUGHT_DICE_WEIGHT),) * 2,
+        start_from=str(out / STAGES / "fine"),
+    )
     return {"coarse": coarse, "fine": fine, "taught": taught}
 
 
