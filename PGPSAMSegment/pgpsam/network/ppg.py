@@ -26,6 +26,8 @@ class PPG(nn.Module):
         self.relate = nn.Linear(channels + classes, channels)
         self.dense_logits = CosineLogits(temperature)
         self.dense = nn.Sequential(nn.Conv2d(channels, channels, 1), nn.GELU(), nn.Conv2d(channels, channels, 1))
+        for value in self.dense[-1].parameters():  # SAM's decoder first sees the image as it knows it
+            nn.init.zeros_(value)
         self.sparse_logits = CosineLogits(temperature)
         # Tells classes apart when the attention is supervised; over positions it is constant and changes nothing.
         self.class_bias = nn.Parameter(torch.zeros(classes, 1))

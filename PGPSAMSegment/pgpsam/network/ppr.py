@@ -56,8 +56,9 @@ class PPR(nn.Module):
         self.spread = nn.Conv2d(profiles, classes * (nearest + 1), 1, bias=False)  # a softmax ignores a bias
         self.fuse = nn.Conv2d(channels + classes, channels, 1)
         self.logits = CosineLogits(temperature)
-        self.class_weight = nn.Parameter(torch.tensor(0.5))
-        self.query_weight = nn.Parameter(torch.tensor(0.5))
+        # The prototypes stay where the annotated slices put them until there is something to add.
+        self.class_weight = nn.Parameter(torch.tensor(0.0))
+        self.query_weight = nn.Parameter(torch.tensor(0.0))
 
     def forward(self, features: Tensor, class_map: Tensor, intra: Tensor, inter: Tensor) -> tuple[Tensor, Tensor]:
         """One refinement.
