@@ -313,6 +313,9 @@ def plot(groups: Sequence[Group]) -> bytes:
         bars = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in dice]
         axes.errorbar([g.slices for g in own], means, bars, marker="o", capsize=3, label=method)
     axes.set_xscale("log")
+    counts = sorted({round(g.slices) for g in groups if not g.folds})
+    axes.set_xticks(counts, [str(count) for count in counts])
+    axes.minorticks_off()
     axes.set_xlabel("annotated slices with organs")
     axes.set_ylabel("mean Dice")
     axes.grid(alpha=0.3)
