@@ -19,6 +19,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -129,8 +130,10 @@ def environment(**more: str) -> dict[str, str]:
     return {**kept, **pip, "PYTHONIOENCODING": "utf-8", **more}
 
 
-def start(project: Path, *arguments: object, **variables: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+@contextmanager
+def start(project: Path, *arguments: object, **variables: str) -> Iterator[subprocess.Popen[str]]:
+    """A running setup_env.py; it does not outlive a test that fails, which would wait for it forever."""
+    process = subprocess.Popen(
         [sys.executable, str(project / "setup_env.py"), *map(str, arguments)],
         # LC_ALL=C is the locale with the fewest letters; TMPDIR is where a killed pip leaves its files.
         env=environment(LC_ALL="C", TMPDIR=str(project.parent), **variables),
@@ -140,6 +143,12 @@ def start(project: Path, *arguments: object, **variables: str) -> subprocess.Pop
         encoding="utf-8",
         start_new_session=True,
     )
+    with process:
+        try:
+            yield process
+        except BaseException:
+            process.kill()
+            raise
 
 
 def run_setup(project: Path, *arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -305,7 +314,7 @@ class TestInstall:
         (project / "building").unlink(missing_ok=True)
         (project / "hold").touch()
         with start(project, "install", "--wheels", wheels) as process:
-            patience = time.monotonic() + 60
+            patience = time.monotonic() + 300
             while not (project / "building").exists():
                 assert process.poll() is None, process.communicate()
                 assert time.monotonic() < patience
