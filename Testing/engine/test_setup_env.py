@@ -314,7 +314,7 @@ class TestInstall:
         (project / "building").unlink(missing_ok=True)
         (project / "hold").touch()
         with start(project, "install", "--wheels", wheels) as process:
-            patience = time.monotonic() + 300
+            patience = time.monotonic() + 60
             while not (project / "building").exists():
                 assert process.poll() is None, process.communicate()
                 assert time.monotonic() < patience
