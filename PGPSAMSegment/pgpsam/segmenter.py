@@ -177,11 +177,7 @@ class Segmenter:
                 raise Cancelled("cancelled while segmenting")
             if progress:
                 progress(Step("refine", 0, 1, 0.0))
-            refiner, seen = self.refiner, stack.planes().to(self.device)
-            assert refiner is not None  # there is a stack only where there is one
-            with autocast(self.device):
-                change = refiner.over(seen)
-            corrected = stack.correct(change)
+            corrected = stack.correct(self.correction(stack))
             for z in todo:
                 write(z, corrected(z))
             if progress:
@@ -224,6 +220,35 @@ class Segmenter:
                 done, spent = len(stack.logits), time.monotonic() - started
                 progress(Step("slices", done, len(todo), spent / done * (len(todo) - done)))
         return stack
+
+    def shares(
+        self,
+        volume: Volume,
+        *,
+        progress: Callable[[Step], None] | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> Iterator[tuple[int, torch.Tensor]]:
+        """z and the classes' shares of every slice that shows more than air, corrected by the refiner, if any.
+
+        The shares are [K, y1 - y0, x1 - x0] on the voxels of the volume's body box, on the segmenter's device.
+
+        Raises:
+            UserError, Cancelled: as `segment`.
+        """
+        frame = frame_volume(volume, self.preparation)
+        stack = self.answers(volume, progress=progress, cancelled=cancelled)
+        logits = stack.correct(self.correction(stack)) if self.refiner and stack.logits else stack.logits.__getitem__
+        for z in stack.logits:
+            with torch.inference_mode():
+                shares = to_box(logits(z)[None].to(self.device), frame)[0].softmax(0)
+            yield z, shares
+
+    @torch.inference_mode()
+    def correction(self, stack: Stack) -> torch.Tensor:
+        """What the refiner says of a stack, [K, Z, Y, X]."""
+        assert self.refiner is not None
+        with autocast(self.device):
+            return self.refiner.over(stack.planes().to(self.device))
 
     def _outputs(
         self, volume: Volume, frame: Frame, todo: Sequence[int], cancelled: Callable[[], bool] | None

@@ -26,7 +26,7 @@ from pgpsam.training.finetune import TrainingSettings, finetune, learning_rate
 from pgpsam.training.losses import class_weights, distillation_loss, segmentation_loss, total_loss
 from pgpsam.training.recipes import recipe
 from pgpsam.training.run import SliceChoice, evaluate, split_cases, train_on_dataset
-from pgpsam.training.selftraining import CONFIDENT_NOTHING, CONFIDENT_ORGAN, guessed_samples, load_teacher
+from pgpsam.training.selftraining import CONFIDENT_NOTHING, CONFIDENT_ORGAN, Teacher, guessed_samples, load_teacher
 from pgpsam.volume import Volume
 
 
@@ -361,13 +361,13 @@ def test_starting_from_a_trained_model(phantoms, quick_model, quick_settings, tm
 def test_a_model_teaches_slices_that_nobody_annotated(phantoms, quick_model, quick_settings, tmp_path):
     dataset = read_dataset(phantoms)
     (case,) = (load_case(c, dataset.labels) for c in dataset.select(["case_0"]))
-    teacher = load_teacher(str(quick_model), dataset.labels, "cpu")
+    teacher = load_teacher([str(quick_model)], dataset.labels, "cpu")
     guessed = guessed_samples(teacher, case, [2], quick_settings.preparation)
     assert [s.index for s in guessed] == [0, 4]  # every 10 mm of 5 mm slices, without the annotated one
     assert all(s.guessed for s in guessed)
     # What the teacher says of the thinned volume, where it is sure, on the same pixels.
     thick = Volume.from_kji(case.volume.array[::2], case.volume.affine @ np.diag([1, 1, 2, 1]))
-    result = teacher.segment(thick)
+    result = teacher.segmenters[0].segment(thick)
     frame = frame_volume(case.volume, quick_settings.preparation)
     needed = np.where(result.labels > 0, CONFIDENT_ORGAN, CONFIDENT_NOTHING)
     sure = scale_labels(result.confidence >= needed, frame, [0, 2]).bool()
@@ -378,25 +378,45 @@ def test_a_model_teaches_slices_that_nobody_annotated(phantoms, quick_model, qui
 
     settings = replace(quick_settings, iterations=2, start_from=str(quick_model))
     choice = SliceChoice(shots=2)
-    arguments = {"hold_out": ["case_2"], "teacher": str(quick_model), "device": "cpu"}
+    arguments = {"hold_out": ["case_2"], "teachers": [str(quick_model)], "device": "cpu"}
     train_on_dataset(phantoms, tmp_path / "m", settings, choice, **arguments)
     spec = json.loads((tmp_path / "m" / "model.json").read_text())
-    assert spec["training"]["taught_by"] == {"name": "quick", "cases": ["case_0", "case_1"]}
+    assert spec["training"]["taught_by"] == {"name": "quick", "cases": ["case_0", "case_1"], "commands": []}
     assert (spec["training"]["slices"], spec["training"]["guessed_slices"]) == (2, 4)
     assert "Taught by `quick` on 4 slices" in (tmp_path / "m" / "CARD.md").read_text()
     with pytest.raises(UserError, match="no slice is left for"):
         train_on_dataset(phantoms, tmp_path / "n", settings, SliceChoice(fully_annotated=True), **arguments)
     # A case that the new model would be scored on may not reach it through its teacher nor through its start.
-    for start, teacher in (("", str(quick_model)), (str(quick_model), "")):
-        seen = {"hold_out": ["case_0"], "teacher": teacher, "device": "cpu"}
+    for start, teachers in (("", [str(quick_model)]), (str(quick_model), [])):
+        seen = {"hold_out": ["case_0"], "teachers": teachers, "device": "cpu"}
         with pytest.raises(UserError, match="was trained on case_0: a score there would say nothing"):
             train_on_dataset(phantoms, tmp_path / "n", replace(settings, start_from=start), choice, **seen)
     assert not (tmp_path / "n").exists()
 
 
+def test_several_teachers_answer_with_their_mean(phantoms, quick_model):
+    dataset = read_dataset(phantoms)
+    (case,) = (load_case(c, dataset.labels) for c in dataset.select(["case_0"]))
+    alone, twice = (load_teacher([str(quick_model)] * n, dataset.labels, "cpu") for n in (1, 2))
+    labels, confidence = alone.answer(case.volume)
+    assert labels.any()
+    same, sure = twice.answer(case.volume)
+    # Shares are averaged in half precision, so that voxels between two organs may go either way.
+    assert np.abs(sure - confidence).max() < 0.01
+    assert (same != labels).mean() < 1e-3
+
+    # One that is sure of the background everywhere takes half of the share from every organ.
+    blind = load_teacher([str(quick_model)], dataset.labels, "cpu").segmenters[0]
+    answers = blind.shares(case.volume)
+    blind.shares = lambda *_, **__: [(z, torch.eye(3)[0, :, None, None].expand_as(one)) for z, one in answers]
+    mean, half = Teacher([alone.segmenters[0], blind]).answer(case.volume)
+    assert not mean[labels > 0].any()
+    assert half[labels > 0] == pytest.approx(1 - confidence[labels > 0] / 2, abs=0.3)
+
+
 def test_a_teacher_of_other_organs_is_refused(phantoms, quick_model):
     with pytest.raises(UserError, match="cannot label slices: its organs are spleen, liver"):
-        load_teacher(str(quick_model), LabelSet.from_names({"kidney": 1}), "cpu")
+        load_teacher([str(quick_model)], LabelSet.from_names({"kidney": 1}), "cpu")
 
 
 def test_bad_data_sets_are_refused_in_one_line(tmp_path):

@@ -61,7 +61,8 @@ def model_card(spec: ModelSpec) -> str:
             lines += [f"On {names}, which it did not learn from, those models' mean Dice went from {change}"]
             lines += ["(all organs, on the refiner's grid, without clean-up)."]
     given = (training.get("command"), spec.refiner.get("command"))
-    commands = [*(started or {}).get("commands", []), *filter(None, given)]
+    earlier = [command for origin in (started, taught) if origin for command in origin.get("commands", [])]
+    commands = list(dict.fromkeys([*earlier, *filter(None, given)]))
     if commands:
         lines += ["", "```", *commands, "```"]
     lines += ["", "## Scores", "", *_scores(spec)]

@@ -40,7 +40,11 @@ def finetune_main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--hold-out", nargs="*", metavar="CASE", help="cases to keep for scoring (none: no names)")
     parser.add_argument("--start-from", metavar="MODEL", help="a trained model with the same organs to go on from")
     parser.add_argument(
-        "--teacher", metavar="MODEL", help="learn its confident labels of slices without annotation too"
+        "--teacher",
+        nargs="+",
+        default=[],
+        metavar="MODEL",
+        help="learn their confident labels of slices without annotation too, of several the mean",
     )
     parser.add_argument(
         "--staged",
@@ -77,7 +81,7 @@ def _finetune(options: argparse.Namespace) -> None:
             report(stage, p.iteration, p.iterations, p.eta_seconds, f"loss {p.loss:.3f}")
 
         train: Callable[..., dict[str, Any] | None] = partial(
-            train_on_dataset, teacher=options.teacher or "", progress=partial(tell, "training")
+            train_on_dataset, teachers=options.teacher, progress=partial(tell, "training")
         )
         if options.staged:
             train = partial(train_in_stages, progress=lambda stage, p: tell(f"training, {stage}", p))

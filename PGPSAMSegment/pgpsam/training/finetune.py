@@ -168,8 +168,7 @@ def take_over(
     put_tensors(network, tensors, spec.name)
     earlier = spec.training.get("started_from", {})
     own = {"scores": spec.scores, "scored": spec.name} if spec.scores else {}
-    commands = [*earlier.get("commands", []), *filter(None, [spec.training.get("command")])]
-    told = {**earlier, **own, "name": spec.name, "cases": trained_cases(spec), "commands": commands}
+    told = {**earlier, **own, "name": spec.name, "cases": trained_cases(spec), "commands": trained_commands(spec)}
     return told, spec.refiner, named_in_file(refining)
 
 
@@ -177,6 +176,13 @@ def trained_cases(spec: ModelSpec) -> list[str]:
     """Every case that a model has learned from: in this run, in those it started from, or through its teacher."""
     origins = (spec.training, spec.training.get("started_from", {}), spec.training.get("taught_by", {}))
     return sorted({case for origin in origins for case in origin.get("cases", ())})
+
+
+def trained_commands(spec: ModelSpec) -> list[str]:
+    """The commands that made a model, from the first on: what it started from, what taught it, itself."""
+    origins = (spec.training.get("started_from", {}), spec.training.get("taught_by", {}))
+    earlier = [command for origin in origins for command in origin.get("commands", [])]
+    return list(dict.fromkeys([*earlier, *filter(None, [spec.training.get("command")])]))
 
 
 @torch.no_grad()

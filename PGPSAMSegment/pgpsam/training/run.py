@@ -33,10 +33,18 @@ from pgpsam.training.data import (
     read_slice_list,
 )
 from pgpsam.training.failures import FAILURES, Failure, failures, worst_of_each_organ, write_failures
-from pgpsam.training.finetune import CURVES, Progress, TrainingSettings, describe, finetune, trained_cases
+from pgpsam.training.finetune import (
+    CURVES,
+    Progress,
+    TrainingSettings,
+    describe,
+    finetune,
+    trained_cases,
+    trained_commands,
+)
 from pgpsam.training.metrics import OrganScore, organ_scores, write_scores
 from pgpsam.training.picture import write_summary
-from pgpsam.training.selftraining import guessed_samples, load_teacher
+from pgpsam.training.selftraining import Teacher, guessed_samples, load_teacher
 
 SUMMARY = "summary.png"
 
@@ -117,7 +125,7 @@ def choose_slices(
 def prepare_samples(
     chosen: Sequence[tuple[LoadedCase, Sequence[int]]],
     settings: TrainingSettings,
-    teacher: Segmenter | None = None,
+    teacher: Teacher | None = None,
     progress: Callable[[str, Step], None] | None = None,
 ) -> list[Sample]:
     """Prepare the chosen slices.
@@ -283,7 +291,7 @@ def train_on_dataset(
     hold_out: Sequence[str] | None = None,
     device: str = "auto",
     resume: bool = False,
-    teacher: str = "",
+    teachers: Sequence[str] = (),
     command: str = "",
     scored: bool = True,
     chosen: Sequence[tuple[LoadedCase, Sequence[int]]] | None = None,
@@ -295,7 +303,7 @@ def train_on_dataset(
     """Train on a data set, score the held-out cases, and write both into the model folder.
 
     Args:
-        teacher: a trained model whose confident labels on slices without annotation are learned too.
+        teachers: trained models whose confident labels, together, on slices without annotation are learned too.
         scored: score the held-out cases when the model is trained.
         chosen: the training cases' slices, where they were chosen before; None to choose them now.
         progress, labelling, scoring: called while training, and with a case's name while it is segmented.
@@ -304,23 +312,30 @@ def train_on_dataset(
         The scores' summary; None where no case was held out or `scored` is off.
 
     Raises:
-        UserError: as `choose_slices` and `finetune`; the teacher or the model to start from is not there, or was
-            trained on a case that is to be held out; no slice is left to the teacher.
+        UserError: as `choose_slices` and `finetune`; a teacher or the model to start from is not there, or was
+            trained on a case that is to be held out; no slice is left to the teachers.
     """
     dataset, out = read_dataset(data), Path(out)
     training, held = split_cases(dataset, hold_out)
-    for origin in filter(None, (settings.start_from, teacher)):
+    for origin in filter(None, (settings.start_from, *teachers)):
         check_unseen(origin, held, "Hold out other cases with --hold-out.")
     taught: dict[str, Any] = {}
-    master: Segmenter | None = None
-    if teacher:
-        master = load_teacher(teacher, dataset.labels, device)
-        taught = {"taught_by": {"name": master.name, "cases": trained_cases(load_spec(find_model(teacher)))}}
+    master: Teacher | None = None
+    if teachers:
+        master = load_teacher(teachers, dataset.labels, device)
+        specs = [load_spec(find_model(one)) for one in teachers]
+        taught["taught_by"] = {
+            "name": ", ".join(spec.name for spec in specs),
+            "cases": sorted({case for spec in specs for case in trained_cases(spec)}),
+            "commands": [command for spec in specs for command in trained_commands(spec)],
+        }
     if chosen is None:
         chosen = choose_slices(dataset, training, choice, settings.seed)
     samples = prepare_samples(chosen, settings, master, labelling)
-    if teacher and not any(sample.guessed for sample in samples):
-        raise UserError(f"no slice is left for {teacher} to label: all are annotated", "Leave out --teacher.")
+    if teachers and not any(sample.guessed for sample in samples):
+        raise UserError(
+            f"no slice is left for {', '.join(teachers)} to label: all are annotated", "Leave out --teacher."
+        )
     finetune(
         samples,
         dataset.labels,

@@ -128,6 +128,6 @@ def train_in_stages(
     name, own = last
     going_on = (out / CHECKPOINT).is_file() and resume
     final = {**more, "command": command, "progress": named(name)}
-    summary = train_on_dataset(data, out, own, choice, resume=going_on, teacher=own.start_from, **final)
+    summary = train_on_dataset(data, out, own, choice, resume=going_on, teachers=[own.start_from], **final)
     shutil.rmtree(out / STAGES)
     return summary
