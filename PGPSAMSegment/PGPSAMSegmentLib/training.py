@@ -118,7 +118,8 @@ def request(chosen: Sequence[Case], folder: Path, model: dict[str, Any]) -> dict
         model: of the engine's list.
 
     Returns:
-        {"cases": [...], "labels": [...], "method": ..., "start_from": name, if it goes on from a model}.
+        {"cases": [...], "labels": [...]}, and if it goes on from a model, its "method" and "start_from": its name.
+        Otherwise the engine chooses the method.
 
     Raises:
         SceneError: no cases, cases of different organs, or nothing corrected.
@@ -133,8 +134,8 @@ def request(chosen: Sequence[Case], folder: Path, model: dict[str, Any]) -> dict
     written = [_write(case, folder / str(number), ids) for number, case in enumerate(chosen)]
     drawn = {organ["id"]: organ for case in written for organ in case.pop("organs")}
     labels = list(known.values()) if goes_on else [drawn[number] for number in sorted(drawn)]
-    start = {"start_from": model["name"]} if goes_on else {}
-    return {"cases": written, "labels": labels, "method": model["method"], **start}
+    start = {"start_from": model["name"], "method": model["method"]} if goes_on else {}
+    return {"cases": written, "labels": labels, **start}
 
 
 def _common_organs(chosen: Sequence[Case]) -> set[str]:

@@ -258,7 +258,9 @@ def info(options: argparse.Namespace) -> None:
     print("training: " + json.dumps(spec.training))
     summary = spec.scores.get("summary")
     if summary:
-        print(f"scores on {', '.join(spec.scores['split'])}, which it was not trained on:")
+        whose = f"{spec.scores['model']}, trained in the same way without them" if "model" in spec.scores else ""
+        who = f"of {whose}" if whose else "which it was not trained on"
+        print(f"scores on {', '.join(spec.scores['split'])}, {who}:")
         print_table(
             "held-out cases",
             ["organ", "Dice", "HD95 mm"],

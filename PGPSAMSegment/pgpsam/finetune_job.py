@@ -5,6 +5,7 @@ It turns a request into samples and settings; training itself is the room `train
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,6 +68,7 @@ def training_settings(job: Job) -> TrainingSettings:
     Raises:
         UserError: an unknown method, setting or model.
     """
+    from pgpsam.network.methods import default_method
     from pgpsam.slices import Preparation
     from pgpsam.training.commands import apply
     from pgpsam.training.recipes import recipe
@@ -82,7 +84,7 @@ def training_settings(job: Job) -> TrainingSettings:
             start_from=start,
         )
     else:
-        settings = recipe(job.get("method", str, "pgp"))
+        settings = recipe(job.get("method", str, "") or default_method(organs_of(job)))
     values = job.get("settings", dict, {})
     if job.request.get("iterations") is not None:
         values = {**values, "iterations": job.need("iterations", int)}
@@ -90,6 +92,19 @@ def training_settings(job: Job) -> TrainingSettings:
     if settings.iterations < 1:
         raise UserError(f"{settings.iterations} iterations are none", "Train for at least one.")
     return settings
+
+
+def organs_of(job: Job) -> Sequence[str]:
+    """The names of what is to be learned.
+
+    Raises:
+        UserError: labels or a data set that cannot be read.
+    """
+    from pgpsam.training.data import read_dataset
+
+    if job.request.get("data") is not None:
+        return read_dataset(job.need("data", str)).labels.names
+    return exchange.organs_from_json(job.need("labels", list)).names
 
 
 def check_model_name(name: str, settings: TrainingSettings) -> None:

@@ -56,8 +56,8 @@ def describe_model(folder: Path, spec: ModelSpec) -> dict[str, Any]:
 
 
 def score_line(spec: ModelSpec) -> str:
-    """The mean Dice on patients that the model was not trained on, or on those of the stage it was finished from."""
-    scores, whose = spec.scores, ""
+    """The mean Dice on patients that the model, its twin or the stage it was finished from was not trained on."""
+    scores, whose = spec.scores, " (trained without them)" if spec.scores.get("model") else ""
     if not scores:
         started = spec.training.get("started_from") or {}
         scores, whose = started.get("scores") or {}, " (an earlier stage)"

@@ -247,8 +247,9 @@ class Segmenter:
     def correction(self, stack: Stack) -> torch.Tensor:
         """What the refiner says of a stack, [K, Z, Y, X]."""
         assert self.refiner is not None
+        seen = stack.planes().to(self.device)
         with autocast(self.device):
-            return self.refiner.over(stack.planes().to(self.device))
+            return self.refiner.over(seen)
 
     def _outputs(
         self, volume: Volume, frame: Frame, todo: Sequence[int], cancelled: Callable[[], bool] | None

@@ -27,7 +27,7 @@ from pgpsam.labels import LabelSet
 if TYPE_CHECKING:
     from torch import Tensor
 
-SCHEMA_VERSION = 2  # 1 had no refiner
+SCHEMA_VERSION = 3  # 1 had no refiner, 2 no packed tensors
 SPEC_FILE = "model.json"
 ADAPTER_FILE = "adapter.safetensors"
 REFINER_FILE = "refiner.safetensors"
@@ -57,7 +57,8 @@ class ModelSpec:
         preparation: image size, channel recipe, intensity window, in-plane scale rule.
         labels: the organs.
         training: data name, case and slice counts, seed, code version, command.
-        scores: with the split they were taken on; null where one is undefined.
+        scores: with the split they were taken on, and "model", if they are of another one that was trained in the same
+            way without these cases; null where one is undefined.
         refiner: what corrects the slices' answers as one volume: channels, and how it was trained; empty for none.
 
     Raises:
@@ -161,11 +162,14 @@ def save_model(folder: Path, spec: ModelSpec, tensors: Mapping[str, Tensor], car
         shutil.rmtree(scratch, ignore_errors=True)  # gone already if all went well
 
 
-def load_model(folder: Path) -> tuple[ModelSpec, dict[str, Tensor]]:
+def load_model(folder: Path, as_stored: bool = False) -> tuple[ModelSpec, dict[str, Tensor]]:
     """Read a model folder; only `model.json` and the tensor files are opened.
 
+    Args:
+        as_stored: leave packed tensors packed, to save them again as they are.
+
     Returns:
-        The spec, and the tensors on the CPU: the adapter's and the refiner's.
+        The spec, and the tensors on the CPU: the adapter's and the refiner's, packed ones expanded.
 
     Raises:
         UserError: one line on what is missing, damaged or not what `model.json` says.
@@ -174,7 +178,7 @@ def load_model(folder: Path) -> tuple[ModelSpec, dict[str, Tensor]]:
     spec, records = _read_spec(folder)
     tensors: dict[str, Tensor] = {}
     for record in records:
-        tensors |= _read_tensors(folder / record.file, record)
+        tensors |= _read_tensors(folder / record.file, record, as_stored)
     return spec, tensors
 
 
@@ -304,16 +308,22 @@ def _file_record(key: str, record: object, file: str, where: str) -> _FileRecord
     return _FileRecord(file, size, sha256)
 
 
-def _read_tensors(path: Path, record: _FileRecord) -> dict[str, Tensor]:
+def _read_tensors(path: Path, record: _FileRecord, as_stored: bool) -> dict[str, Tensor]:
     from safetensors.torch import load
+
+    from pgpsam.models.compact import expand
 
     content = _read_checked(path, record)
     try:
-        return load(content)
+        tensors = load(content)
     except Exception as error:  # safetensors' own error, and others for dtypes that this torch does not know
         masked = content.startswith((b"PK", b"\x80"))
         reason = "it looks like a pickle or zip file" if masked else str(error)
         raise UserError(f"{path} is not a safetensors file: {reason}", _GET_AGAIN) from error
+    try:
+        return tensors if as_stored else expand(tensors)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}", _GET_AGAIN) from error
 
 
 def _read_checked(path: Path, record: _FileRecord) -> bytes:

@@ -56,7 +56,7 @@ class LoraSettings:
 
     lora_rank: int = 4
     lora_alpha: float = 4.0
-    lora_stages: str = r"stages\.3.*|blocks.*"
+    lora_stages: str = r"stages\.[123].*|blocks.*"  # every attention of either kind of encoder
 
 
 def check_settings(method: str, settings: Any, limits: Mapping[str, tuple[bool, str]]) -> None:

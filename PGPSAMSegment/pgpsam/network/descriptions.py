@@ -68,6 +68,15 @@ def text_vectors(names: Sequence[str], path: Path = VECTORS) -> Tensor:
     return torch.stack([stored[key] for key in keys])
 
 
+def are_described(names: Sequence[str], path: Path = VECTORS) -> bool:
+    """Whether every organ has a stored vector.
+
+    Raises:
+        UserError: a damaged file.
+    """
+    return _read(path)[0].keys() >= {canonical_name(name) for name in names}
+
+
 def save_vectors(descriptions: Mapping[str, str], vectors: Tensor, path: Path = VECTORS) -> None:
     """Store the vectors of descriptions, [n, WIDTH] in their order, with what proves which texts they belong to."""
     tensors = {name: vector.clone() for name, vector in zip(descriptions, vectors.float(), strict=True)}

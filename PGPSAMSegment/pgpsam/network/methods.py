@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from pgpsam.errors import UserError
 from pgpsam.models.weights import FROM_SCRATCH
 from pgpsam.network.base import Output, SegmentationNetwork
+from pgpsam.network.descriptions import are_described
 from pgpsam.network.pgp import PGPSAM, PGPSettings
 from pgpsam.network.pgsam import PGSAM, PGSAMSettings
 from pgpsam.network.probe import Probe, ProbeSettings
@@ -18,7 +19,7 @@ from pgpsam.network.ptsam import PTSAM, PTSAMSettings
 from pgpsam.network.samsp import SAMSP, SAMSPSettings
 from pgpsam.network.unet import UNet, UNetSettings
 
-__all__ = ["METHODS", "Output", "SegmentationNetwork", "build_network", "make_settings"]
+__all__ = ["METHODS", "Output", "SegmentationNetwork", "build_network", "default_method", "make_settings"]
 
 METHODS: dict[str, tuple[type[SegmentationNetwork], type]] = {
     "pgp": (PGPSAM, PGPSettings),
@@ -28,6 +29,14 @@ METHODS: dict[str, tuple[type[SegmentationNetwork], type]] = {
     "probe": (Probe, ProbeSettings),
     "unet": (UNet, UNetSettings),
 }
+
+
+def default_method(organs: Sequence[str]) -> str:
+    """The most accurate method (Training/EXPERIMENTS.md) that can learn these organs.
+
+    `pgsam` starts from what is written of an organ; organs of which nothing is written are learned by `pgp`.
+    """
+    return "pgsam" if are_described(organs) else "pgp"
 
 
 def make_settings(method: str, values: Mapping[str, Any]) -> Any:

@@ -60,7 +60,7 @@ def model_card(spec: ModelSpec) -> str:
             names = ", ".join(sorted(held["cases"]))
             lines += [f"On {names}, which it did not learn from, those models' mean Dice went from {change}"]
             lines += ["(all organs, on the refiner's grid, without clean-up)."]
-    given = (training.get("command"), spec.refiner.get("command"))
+    given = (training.get("command"), spec.refiner.get("command"), training.get("ship_command"))
     earlier = [command for origin in (started, taught) if origin for command in origin.get("commands", [])]
     commands = list(dict.fromkeys([*earlier, *filter(None, given)]))
     if commands:
@@ -85,11 +85,13 @@ def _context(spec: ModelSpec) -> str:
 
 
 def _scored(spec: ModelSpec) -> tuple[Mapping[str, Any], str]:
-    """The scores to show and what was scored: the model, or where no case was held out, the one it started from."""
+    """The scores to show and what was scored: the model, its twin, or the one that it started from."""
     started = spec.training.get("started_from")
     if not spec.scores and started and started.get("scores"):
         bare = " without its volume refiner" if spec.refiner else ""
         return started["scores"], f"`{started['scored']}`, an earlier stage of this model{bare},"
+    if twin := spec.scores.get("model"):
+        return spec.scores, f"`{twin}`, trained in the same way without the patients that follow,"
     return spec.scores, "This model"
 
 

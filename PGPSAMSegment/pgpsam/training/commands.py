@@ -12,9 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pgpsam.device import choose_device
 from pgpsam.errors import UserError
-from pgpsam.models.store import load_spec
-from pgpsam.network.methods import METHODS, make_settings
+from pgpsam.models.store import find_model, load_spec
+from pgpsam.network.methods import METHODS, default_method, make_settings
 from pgpsam.slices import Preparation
 from pgpsam.terminal import ProgressReporter, add_common, number, print_table, run
 from pgpsam.training.augment import Augmentation
@@ -23,9 +24,10 @@ from pgpsam.training.benchmark import arguments as run_arguments
 from pgpsam.training.crossfit import FOLDS, fold_settings, refine
 from pgpsam.training.data import read_dataset
 from pgpsam.training.finetune import Progress, TrainingSettings
-from pgpsam.training.recipes import recipe
+from pgpsam.training.recipes import recipe, usual_iterations
 from pgpsam.training.refining import RefinerSettings
 from pgpsam.training.run import SliceChoice, evaluate, train_on_dataset
+from pgpsam.training.shipping import ship
 from pgpsam.training.staged import ITERATIONS, train_in_stages
 
 
@@ -34,7 +36,11 @@ def finetune_main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="finetune.py", description="Adapt a method to annotated slices.")
     parser.add_argument("--data", type=Path, required=True, help="data set: images/ and labels/, or nnU-Net raw")
     parser.add_argument("--out", type=Path, required=True, help="model folder to write")
-    parser.add_argument("--method", choices=sorted(METHODS), default="pgp")
+    parser.add_argument(
+        "--method",
+        choices=sorted(METHODS),
+        help="default: that of --start-from, or pgsam for organs that it has a description of, and pgp for others",
+    )
     parser.add_argument("--backbone", help="default: lite_medsam, or none for a method from scratch")
     add_slices(parser)
     parser.add_argument("--hold-out", nargs="*", metavar="CASE", help="cases to keep for scoring (none: no names)")
@@ -66,12 +72,7 @@ def finetune_main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _finetune(options: argparse.Namespace) -> None:
-    settings = apply(recipe(options.method), parse_settings(options.set))
-    settings = replace(settings, seed=options.seed, start_from=options.start_from or "")
-    if options.backbone:
-        settings = replace(settings, backbone=options.backbone)
-    if options.iterations or options.staged:
-        settings = replace(settings, iterations=options.iterations or ITERATIONS)
+    settings = settings_of(options)
     choice = slices_of(options)
     if options.staged and options.teacher:
         raise UserError("a staged run is its own teacher", "Leave out --teacher or --staged.")
@@ -102,6 +103,27 @@ def _finetune(options: argparse.Namespace) -> None:
     print(f"model written to {options.out}")
     if summary:
         print_summary(summary, f"{options.out.name}: held-out cases, all slices")
+
+
+def settings_of(options: argparse.Namespace) -> TrainingSettings:
+    """The recipe of the method, and of the model to start from its method and settings, with what was given over it.
+
+    Raises:
+        UserError: no such model or data set, or a setting that cannot be used.
+    """
+    start = load_spec(find_model(options.start_from)) if options.start_from else None
+    method = options.method or (start.method if start else default_method(read_dataset(options.data).labels.names))
+    settings = recipe(method)
+    if start and start.method == method:
+        settings = replace(settings, settings=start.settings)
+    settings = apply(settings, parse_settings(options.set))
+    settings = replace(settings, seed=options.seed, start_from=options.start_from or "")
+    if options.backbone:
+        settings = replace(settings, backbone=options.backbone)
+    if any(pair.startswith("iterations=") for pair in options.set) and not options.iterations:
+        return settings
+    usual = ITERATIONS if options.staged else usual_iterations(settings, choose_device(options.device))
+    return replace(settings, iterations=options.iterations or usual)
 
 
 def add_slices(parser: argparse.ArgumentParser) -> None:
@@ -176,6 +198,46 @@ def _refine(options: argparse.Namespace) -> None:
         print_summary(summary, f"{options.model.name}: held-out cases, all slices")
 
 
+def ship_main(arguments: Sequence[str] | None = None) -> int:
+    """`Training/ship.py`."""
+    parser = argparse.ArgumentParser(
+        prog="ship.py", description="Copy a trained model to give it away: half the size, with a name and scores."
+    )
+    parser.add_argument("--model", required=True, help="a model folder or the name of an installed model")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the copy")
+    parser.add_argument("--name", default="", help="the copy's name (default: the folder's)")
+    parser.add_argument("--description", default="", help="a line about it (default: the model's)")
+    scored = parser.add_mutually_exclusive_group()
+    scored.add_argument("--data", type=Path, help="score the copy on the cases of this data set that were held out")
+    scored.add_argument(
+        "--scores-of", default="", metavar="MODEL", help="show the scores of a model trained alike on fewer patients"
+    )
+    add_common(parser)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = parser.parse_args(given)
+    options.command = shlex.join(["python", "Training/ship.py", *given])
+    return run(_ship, options)
+
+
+def _ship(options: argparse.Namespace) -> None:
+    with ProgressReporter(options.progress) as report:
+        summary = ship(
+            options.model,
+            options.out,
+            name=options.name,
+            description=options.description,
+            data=options.data,
+            twin=options.scores_of,
+            device=options.device,
+            command=options.command,
+            scoring=lambda case, step: report(f"scoring {case}", step.done, step.total, step.eta_seconds),
+        )
+    size = sum(path.stat().st_size for path in options.out.rglob("*.safetensors")) / 1e6
+    print(f"model written to {options.out}, {size:.1f} MB of weights")
+    if summary:
+        print_summary(summary, f"{options.out.name}: held-out cases, all slices")
+
+
 def benchmark_main(arguments: Sequence[str] | None = None) -> int:
     """`Training/benchmark.py`."""
     parser = argparse.ArgumentParser(
@@ -183,7 +245,9 @@ def benchmark_main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--data", type=Path, required=True, help="data set: images/ and labels/, or nnU-Net raw")
     parser.add_argument("--out", type=Path, required=True, help="folder for the runs' model folders")
-    parser.add_argument("--methods", nargs="+", choices=sorted(METHODS), default=["pgp", *sorted({*METHODS} - {"pgp"})])
+    parser.add_argument(
+        "--methods", nargs="+", choices=sorted(METHODS), default=["pgsam", *sorted({*METHODS} - {"pgsam"})]
+    )
     parser.add_argument(
         "--amounts", nargs="+", default=list(AMOUNTS), metavar="AMOUNT", help=", ".join(AMOUNTS).replace("%", "%%")
     )

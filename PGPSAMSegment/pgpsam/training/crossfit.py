@@ -168,7 +168,7 @@ def add_refiner(
         progress=partial(progress, "refiner") if progress else None,
         cancelled=cancelled,
     )
-    spec, tensors = load_model(model)
+    spec, tensors = load_model(model, as_stored=True)
     about = {
         "channels": list(refiner.channels),
         **asdict(refining),

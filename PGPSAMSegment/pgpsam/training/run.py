@@ -372,7 +372,7 @@ def finish(
     Returns:
         The scores' summary; None where no case is held out. Then the card shows those of the model it started from.
     """
-    spec, tensors = load_model(folder)
+    spec, tensors = load_model(folder, as_stored=True)
     summary: dict[str, Any] | None = None
     if held:
         scores = score_cases(Segmenter.load(folder, device), dataset, held, scoring)

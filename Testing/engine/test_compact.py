@@ -1,0 +1,107 @@
+"""Large tensors in 8 bits: how much is lost, what stays, and what a damaged file says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from pgpsam.errors import UserError
+from pgpsam.models.compact import SCALE, compact, expand
+from pgpsam.models.store import load_model, load_spec, save_model
+from pgpsam.training.card import model_card
+from pgpsam.training.commands import ship_main
+from pgpsam.training.run import SliceChoice, train_on_dataset
+from pgpsam.training.shipping import ship
+
+
+def test_a_row_is_off_by_half_a_step_at_most() -> None:
+    torch.manual_seed(0)
+    sizes = {"matrix": (64, 96), "stack": (3, 64, 32), "convolution": (16, 32, 3, 3)}
+    tensors = {
+        name: torch.randn(size) * torch.rand(size[0]).view(-1, *[1] * (len(size) - 1)) for name, size in sizes.items()
+    }
+    tensors["stack"][1, 5] = 0  # a row of zeros has no scale to divide by
+    tensors["small"], tensors["vector"] = torch.randn(8, 8), torch.randn(5000)
+    packed = compact(tensors)
+    assert {name for name, value in packed.items() if value.dtype == torch.int8} == set(sizes)
+    back = expand({name: value.half() if value.dtype == torch.float16 else value for name, value in packed.items()})
+    assert back.keys() == tensors.keys()
+    for name in sizes:
+        scale = packed[name + SCALE]
+        assert ((back[name].float() - tensors[name]).abs() <= scale * 0.5 + tensors[name].abs() * 2**-10).all()
+    assert torch.equal(back["small"], tensors["small"])
+    assert not back["stack"][1, 5].any()
+    assert expand(compact(back))["matrix"].allclose(back["matrix"], rtol=2**-9)  # packing again loses no more
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"w" + SCALE: torch.ones(4, 1)},
+        {"w": torch.ones(4, 2), "w" + SCALE: torch.ones(4, 1)},
+        {"w": torch.ones(4, 2, dtype=torch.int8), "w" + SCALE: torch.ones(3, 1)},
+        {"w": torch.ones(1, 2, dtype=torch.int8), "w" + SCALE: torch.ones(3, 1)},
+        {"w": torch.ones(4, 2, dtype=torch.int8), "w" + SCALE: torch.ones(4)},
+    ],
+)
+def test_scales_that_do_not_fit_are_refused_in_one_line(
+    wrong: dict[str, torch.Tensor], scored: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="the scales of w"):
+        expand(wrong)
+    save_model(tmp_path / "m", load_spec(scored), wrong)
+    with pytest.raises(UserError, match=r"adapter\.safetensors is damaged: the scales of w"):
+        load_model(tmp_path / "m")
+
+
+@pytest.fixture(scope="module")
+def scored(phantoms, quick_settings, tmp_path_factory) -> Path:
+    """A model of two patients, scored on the third."""
+    out = tmp_path_factory.mktemp("scored") / "m"
+    train_on_dataset(
+        phantoms, out, replace(quick_settings, iterations=4), SliceChoice(shots=4), device="cpu", command="a"
+    )
+    return out
+
+
+def test_a_shipped_copy_is_half_as_large_scored_and_says_how_it_was_made(
+    scored: Path, phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "given"
+    words = ["--model", str(scored), "--out", str(out), "--data", str(phantoms), "--device", "cpu"]
+    assert ship_main([*words, "--name", "my-organs", "--description", "Two organs"]) == 0
+    assert "MB of weights" in capsys.readouterr().out
+    small, large = ((f / "adapter.safetensors").stat().st_size for f in (out, scored))
+    assert small < 0.6 * large
+    spec = load_spec(out)
+    assert (spec.name, spec.description) == ("my-organs", "Two organs")
+    assert spec.scores["split"] == load_spec(scored).scores["split"]
+    assert (out / "validation" / "failures.png").is_file()
+    card = (out / "CARD.md").read_text()
+    assert card == model_card(spec)
+    assert "a\npython Training/ship.py --model" in card
+    assert load_model(out, as_stored=True)[1].keys() > load_model(out)[1].keys()  # scoring left it packed
+
+
+def test_a_model_of_every_patient_shows_its_twins_scores(
+    scored: Path, phantoms: Path, quick_settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "given"
+    choice = SliceChoice(shots=4)
+    train_on_dataset(phantoms, whole, replace(quick_settings, iterations=2), choice, hold_out=[], device="cpu")
+    ship(str(whole), out, twin=str(scored))
+    assert "`m`, trained in the same way without the patients that follow, on case_2" in (out / "CARD.md").read_text()
+    assert (out / "validation" / "confidence.png").is_file()
+    for arguments, message in (
+        ({"data": phantoms}, "learned from every case of"),
+        ({"twin": str(whole)}, "has no scores"),
+        ({"twin": "abdomen-ct"}, "is no twin of"),
+    ):
+        with pytest.raises(UserError, match=message):
+            ship(str(whole), tmp_path / "not", **arguments)
+    with pytest.raises(UserError, match="is the model itself"):
+        ship(str(whole), whole)
+    assert not (tmp_path / "not").exists()
