@@ -18,7 +18,7 @@ from pgpsam.models.weights import FROM_SCRATCH, load_state, locate
 from pgpsam.network.backbones import BACKBONES, build_backbone
 from pgpsam.network.base import upsample
 from pgpsam.network.lora import put_tensors, trained_tensors
-from pgpsam.network.methods import METHODS, SegmentationNetwork, build_network, make_settings
+from pgpsam.network.methods import METHODS, SegmentationNetwork, build_network, default_method, make_settings
 from pgpsam.network.pgp import PGPSettings
 from pgpsam.network.probe import ProbeSettings
 from pgpsam.network.prototypes import coarse_labels
@@ -132,7 +132,9 @@ def test_a_method_runs_in_half_precision_and_answers_in_single(
 def test_every_trainable_parameter_learns(
     method: str, backbone: str, published: dict[str, Tensor], double: None
 ) -> None:
-    seed = int(method == "samsp")  # untrained, it may find nothing to box, and then boxes teach nothing: with 0, for one
+    seed = int(
+        method == "samsp"
+    )  # untrained, it may find nothing to box, and then boxes teach nothing: with 0, for one
     assert not unlearning(build(method, backbone, published, seed=seed), CANVASES[backbone])
 
 
@@ -353,3 +355,8 @@ def test_pgp_on_vit_b_runs_and_trains_at_full_size(side: int) -> None:
     optimizer.step()
     with torch.inference_mode():
         assert loss_of(network(image), labels) < before
+
+
+def test_the_default_method_is_pgsam_where_every_organ_is_described() -> None:
+    assert default_method(["liver", "Right_Kidney"]) == "pgsam"
+    assert default_method(["liver", "my own lump"]) == "pgp"

@@ -1,5 +1,6 @@
 """Adapting a model: data layouts, which slices count, the loop, resume, honest splits, losses by hand."""
 
+import argparse
 import json
 import shutil
 from dataclasses import replace
@@ -20,11 +21,11 @@ from pgpsam.slices import frame_volume, scale_labels
 from pgpsam.training.augment import Augmentation, Augmenter, CropFieldOfView, Distract, Unenhance
 from pgpsam.training.batches import Order
 from pgpsam.training.card import copy_pictures
-from pgpsam.training.commands import finetune_main
+from pgpsam.training.commands import finetune_main, settings_of
 from pgpsam.training.data import IGNORED, annotated_slices, load_case, read_dataset, read_slice_list
 from pgpsam.training.finetune import TrainingSettings, finetune, learning_rate
 from pgpsam.training.losses import class_weights, distillation_loss, segmentation_loss, total_loss
-from pgpsam.training.recipes import recipe
+from pgpsam.training.recipes import recipe, usual_iterations
 from pgpsam.training.run import SliceChoice, evaluate, split_cases, train_on_dataset
 from pgpsam.training.selftraining import CONFIDENT_NOTHING, CONFIDENT_ORGAN, Teacher, guessed_samples, load_teacher
 from pgpsam.volume import Volume
@@ -582,3 +583,25 @@ def test_distractors_change_the_background_only_and_never_the_labels():
     assert not changed[11:39, 11:39].any(), "an organ was painted over"
     assert not changed[:, 61:].any(), "a blob in the air"
     assert not changed[61:, :59].any(), "a blob in the bone"
+
+
+def test_what_the_command_line_trains_where_nothing_is_said(phantoms, quick_model):
+    """The default method's recipe; from a model on, its method and settings; as long as the device is worth."""
+
+    def settings(*words):
+        parser = argparse.ArgumentParser()
+        for name in ("--method", "--backbone", "--start-from", "--device"):
+            parser.add_argument(name)
+        parser.add_argument("--iterations", type=int)
+        parser.add_argument("--set", nargs="*", default=[])
+        parser.set_defaults(data=phantoms, staged=False, seed=0, device="cpu")
+        return settings_of(parser.parse_args(words))
+
+    assert settings() == recipe("pgsam")
+    onwards = settings("--start-from", str(quick_model))
+    assert (onwards.method, onwards.settings["alpha"]) == ("pgp", 2)
+    assert settings("--start-from", str(quick_model), "--method", "pgsam").settings == {}
+    assert settings("--iterations", "7", "--set", "iterations=9").iterations == 7
+    assert settings("--set", "iterations=9").iterations == 9
+    for method, device, count in (("pgsam", "cuda", 1700), ("pgsam", "cpu", 450), ("unet", "cuda", 2000)):
+        assert usual_iterations(recipe(method), torch.device(device)) == count
