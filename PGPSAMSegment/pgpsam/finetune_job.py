@@ -40,11 +40,11 @@ def finetune(job: Job, warm: Warm) -> dict[str, Any]:
 
     out = Path(job.need("out", str))
     name = job.get("name", str, out.resolve().name)
+    check_model_name(name)
     settings = training_settings(job)
     device = warm.device(job.get("device", str, "auto"))
     common: dict[str, Any] = {"name": name, "device": device, "progress": step, "cancelled": job.stop.is_set}
     summary: dict[str, Any] | None = None
-    check_model_name(name, settings)
     warm.clear()
     if job.request.get("data") is not None:
         data = job.need("data", str)
@@ -107,13 +107,13 @@ def organs_of(job: Job) -> Sequence[str]:
     return exchange.organs_from_json(job.need("labels", list)).names
 
 
-def check_model_name(name: str, settings: TrainingSettings) -> None:
+def check_model_name(name: str) -> None:
     """Refuse now what model.json would refuse after minutes of training.
 
     Raises:
         UserError: the name cannot name a model.
     """
-    ModelSpec(SCHEMA_VERSION, name, "", settings.backbone, "0" * 64, settings.method, {}, {}, ABDOMEN, {}, {})
+    ModelSpec(SCHEMA_VERSION, name, "", "any", "0" * 64, "any", {}, {}, ABDOMEN, {}, {})
 
 
 def case_samples(job: Job, label_set: LabelSet, settings: TrainingSettings) -> list[Sample]:

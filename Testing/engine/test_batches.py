@@ -60,14 +60,17 @@ def test_a_resumed_run_sees_the_same_batches(network, samples) -> None:
     torch.testing.assert_close(features.neck, again.neck)
 
 
-def test_gradients_reach_the_adapted_stage_and_nothing_below(network, samples) -> None:
+@pytest.mark.parametrize(("stages", "reached"), [({}, "123"), ({"lora_stages": r"stages\.3.*"}, "3")])
+def test_gradients_reach_the_adapted_stages_and_nothing_below(samples, stages, reached) -> None:
+    network = build_network("pgp", "lite_medsam", 3, stages, load_state(locate("lite_medsam"), "lite_medsam"))
     features, _ = replay(network, samples, 1)(0)
     assert features.neck.requires_grad
-    assert not features.taps[0].requires_grad
+    assert not features.details[0].requires_grad  # of stage 0, which has no attention
+    assert features.taps[0].requires_grad == (reached != "3")
     features.neck.float().square().mean().backward()
     adapted = {name for name, value in network.encoder.named_parameters() if value.grad is not None}
-    assert adapted
-    assert all("stages.3" in name and "lora" in name for name in adapted)
+    assert all("lora" in name for name in adapted)
+    assert {name.split("stages.")[1][0] for name in adapted} == set(reached)
 
 
 def test_batches_are_the_encoders_own_features(network, samples) -> None:

@@ -187,7 +187,7 @@ def test_its_size_is_known(published: dict[str, Tensor]) -> None:
     decoder = parts.pop("decoder")
     fuse = parts.pop("fuse")
     assert parts == {
-        "encoder": 10_240,
+        "encoder": 29_696,
         "prototypes": 14 * WIDTH + WIDTH * 256 + (WIDTH * 256 + 256) + 1 + 14 + 2 * (256 * 256 + 256),
         "levels": (160 + 320) * 256 + 2 * 256 + 2 * 2 * 256,
         "refiner": 9_825,

@@ -148,7 +148,7 @@ def test_a_segmentation_says_what_it_does_in_order(segmented):
     request, events, _ = segmented
     steps = [event for event in events if event["event"] == "progress"]
     stages = [step["stage"] for step in steps]
-    assert list(dict.fromkeys(stages)) == ["load", "prepare", "slices", "refine", "write"]
+    assert list(dict.fromkeys(stages)) == ["load", "prepare", "slices", "write"]
     slices = [step for step in steps if step["stage"] == "slices"]
     assert [s["done"] for s in slices] == sorted({s["done"] for s in slices})
     assert slices[-1]["done"] == slices[-1]["total"] == 6
@@ -389,7 +389,7 @@ def test_finetune_from_cases_gives_a_model_that_segments(worker, tmp_path):
         del fields["device"]
         cases.append({"name": f"case_{seed}", "labels": str(tmp_path / f"l{seed}.npy"), **fields})
     cases[0]["slices"] = [0, 2, 3]
-    settings = {"batch": 2, "warmup": 1, "canvas": [56, 112], "alpha": 2, "nearest": 2}
+    settings = {"batch": 2, "warmup": 1, "canvas": [56, 112]}
     out = tmp_path / "mine"
     events = worker.ask(
         "finetune", cases=cases, labels=names, out=str(out), settings=settings, iterations=3, device="cpu"
