@@ -74,21 +74,19 @@ def training_settings(job: Job) -> TrainingSettings:
     from pgpsam.training.recipes import recipe
 
     start = job.get("start_from", str, "")
+    iterations = None if job.request.get("iterations") is None else job.need("iterations", int)
     if start:
         spec = load_spec(find_model(start))
         settings = replace(
-            recipe(job.get("method", str, spec.method)),
+            recipe(job.get("method", str, spec.method), iterations),
             backbone=spec.backbone,
             settings=spec.settings,
             preparation=Preparation.from_json(spec.preparation),
             start_from=start,
         )
     else:
-        settings = recipe(job.get("method", str, "") or default_method(organs_of(job)))
-    values = job.get("settings", dict, {})
-    if job.request.get("iterations") is not None:
-        values = {**values, "iterations": job.need("iterations", int)}
-    settings = apply(settings, values)
+        settings = recipe(job.get("method", str, "") or default_method(organs_of(job)), iterations)
+    settings = apply(settings, job.get("settings", dict, {}))
     if settings.iterations < 1:
         raise UserError(f"{settings.iterations} iterations are none", "Train for at least one.")
     return settings

@@ -28,9 +28,9 @@ def test_the_stages_of_the_default_recipe(tmp_path: Path) -> None:
     assert (coarse.preparation.spacing_mm, coarse.canvas) == (2.0, (140, 168))
     assert (fine.preparation.spacing_mm, fine.canvas) == (1.5, (168, 224))
     assert (fine.lr, fine.published_lr) == (1e-3, 2.5e-4)
-    assert (fine.balance, fine.dice_weight) == ((0.1, 0.1), (0.5, 0.5))
+    assert (fine.balance, fine.dice_weight) == ((0.2, 0.2), (0.8, 0.8))
     assert (taught.balance, taught.dice_weight) == ((0.1, 0.1), (0.5, 0.5))
-    assert {s.average for s in (coarse, fine, taught)} == {0.998}
+    assert {s.average for s in (coarse, fine, taught)} == {0.99}
     assert [Path(s.start_from).name for s in (coarse, fine, taught)] == ["", "coarse", "fine"]
 
 

@@ -603,5 +603,7 @@ def test_what_the_command_line_trains_where_nothing_is_said(phantoms, quick_mode
     assert settings("--start-from", str(quick_model), "--method", "pgsam").settings == {}
     assert settings("--iterations", "7", "--set", "iterations=9").iterations == 7
     assert settings("--set", "iterations=9").iterations == 9
+    assert settings("--iterations", "999").dice_weight == (0.5, 0.8)
+    assert settings("--iterations", "1000").dice_weight == (0.5, 0.5)  # long enough for the other recipe
     for method, device, count in (("pgsam", "cuda", 1700), ("pgsam", "cpu", 450), ("unet", "cuda", 2000)):
-        assert usual_iterations(recipe(method), torch.device(device)) == count
+        assert usual_iterations(method, torch.device(device)) == count

@@ -113,17 +113,17 @@ def settings_of(options: argparse.Namespace) -> TrainingSettings:
     """
     start = load_spec(find_model(options.start_from)) if options.start_from else None
     method = options.method or (start.method if start else default_method(read_dataset(options.data).labels.names))
-    settings = recipe(method)
+    values = parse_settings(options.set)
+    iterations = checked("iterations", values.pop("iterations", 0), 0)
+    iterations = options.iterations or iterations
+    if options.staged:  # every stage is a short run
+        settings = replace(recipe(method), iterations=iterations or ITERATIONS)
+    else:
+        settings = recipe(method, iterations or usual_iterations(method, choose_device(options.device)))
     if start and start.method == method:
         settings = replace(settings, settings=start.settings)
-    settings = apply(settings, parse_settings(options.set))
-    settings = replace(settings, seed=options.seed, start_from=options.start_from or "")
-    if options.backbone:
-        settings = replace(settings, backbone=options.backbone)
-    if any(pair.startswith("iterations=") for pair in options.set) and not options.iterations:
-        return settings
-    usual = ITERATIONS if options.staged else usual_iterations(settings, choose_device(options.device))
-    return replace(settings, iterations=options.iterations or usual)
+    settings = replace(apply(settings, values), seed=options.seed, start_from=options.start_from or "")
+    return replace(settings, backbone=options.backbone) if options.backbone else settings
 
 
 def add_slices(parser: argparse.ArgumentParser) -> None:
