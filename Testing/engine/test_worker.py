@@ -427,7 +427,7 @@ def test_finetune_goes_on_from_a_model_and_can_be_cancelled(worker, phantoms, qu
 
 @pytest.mark.slow
 def test_finetune_on_a_data_set_scores_its_held_out_case(worker, phantoms, tmp_path):
-    settings = {"batch": 2, "warmup": 1, "canvas": [56, 112], "alpha": 2, "nearest": 2}
+    settings = {"batch": 2, "warmup": 1, "canvas": [56, 112]}
     request = {"data": str(phantoms), "out": str(tmp_path / "m"), "settings": settings, "iterations": 3}
     events = worker.ask("finetune", **request, device="cpu")
     assert events[-1]["event"] == "done", events[-1]
