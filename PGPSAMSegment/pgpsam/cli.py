@@ -258,8 +258,8 @@ def info(options: argparse.Namespace) -> None:
     print("training: " + json.dumps(spec.training))
     summary = spec.scores.get("summary")
     if summary:
-        whose = f"{spec.scores['model']}, trained in the same way without them" if "model" in spec.scores else ""
-        who = f"of {whose}" if whose else "which it was not trained on"
+        twin = spec.scores.get("model")
+        who = f"of {twin}, trained in the same way without them" if twin else "which it was not trained on"
         print(f"scores on {', '.join(spec.scores['split'])}, {who}:")
         print_table(
             "held-out cases",

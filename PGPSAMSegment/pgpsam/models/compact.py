@@ -17,7 +17,10 @@ LEVELS = 127
 
 
 def compact(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Large floating tensors as int8, with their scales, float32, beside them; the others unchanged."""
+    """Large floating tensors as int8 of the same shape, with their scales beside them; the others unchanged.
+
+    The scales are float32, of the tensor's shape with length 1 along what makes a row.
+    """
     packed: dict[str, Tensor] = {}
     for name, value in tensors.items():
         if value.ndim < 2 or value.numel() < LEAST or not value.is_floating_point():

@@ -114,8 +114,8 @@ def settings_of(options: argparse.Namespace) -> TrainingSettings:
     start = load_spec(find_model(options.start_from)) if options.start_from else None
     method = options.method or (start.method if start else default_method(read_dataset(options.data).labels.names))
     values = parse_settings(options.set)
-    iterations = checked("iterations", values.pop("iterations", 0), 0)
-    iterations = options.iterations or iterations
+    set_iterations = checked("iterations", values.pop("iterations", 0), 0)
+    iterations = options.iterations or set_iterations
     if options.staged:  # every stage is a short run
         settings = replace(recipe(method), iterations=iterations or ITERATIONS)
     else:
