@@ -12,12 +12,14 @@ from .settings import setting, store
 
 DEVICE = "device"
 AUTOMATIC = "auto"
+LOOKS = "looks"
 
 
 class ChoicesPanel(Panel):
     """Boxes that are filled from the engine's greeting.
 
-    Which model and organs are chosen is the scene's (`Parameters`); the device is this machine's (settings).
+    Which model and organs are chosen is the scene's (`Parameters`); the device and how often a slice is
+    looked at are this machine's (settings).
     """
 
     def __init__(self, host: Any) -> None:
@@ -32,6 +34,8 @@ class ChoicesPanel(Panel):
         ui.allOrgansButton.clicked.connect(self.onAll)
         ui.noOrgansButton.clicked.connect(self.onNone)
         ui.device.currentIndexChanged.connect(self.onDevice)
+        ui.lookTwice.setChecked(setting(LOOKS, "2") == "2")
+        ui.lookTwice.toggled.connect(self.onLooks)
         self.show_engine()
 
     # ----------------------------------------------------------------------------------------- what is chosen
@@ -51,6 +55,11 @@ class ChoicesPanel(Panel):
     @property
     def device(self) -> str:
         return str(self.ui.device.itemData(read(self.ui.device, "currentIndex")) or AUTOMATIC)
+
+    @property
+    def looks(self) -> int:
+        """How often every slice is looked at."""
+        return 2 if self.ui.lookTwice.isChecked() else 1
 
     # ------------------------------------------------------------------------------------------ what is there
 
@@ -176,6 +185,10 @@ class ChoicesPanel(Panel):
     def onDevice(self) -> None:
         if not self._filling:
             store(DEVICE, self.device)
+
+    @slot
+    def onLooks(self) -> None:
+        store(LOOKS, str(self.looks))
 
     def _skip(self, organs: list[str]) -> None:
         self.parameters.skippedOrgans = list(organs)

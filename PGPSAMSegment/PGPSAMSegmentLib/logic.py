@@ -122,6 +122,7 @@ class SegmentLogic:
         model: str = DEFAULT_MODEL,
         device: str = "auto",
         overwrite: bool = False,
+        looks: int = 2,
         onProgress: Callable[[Event], None] | None = None,
         onDone: Callable[[Any, Event], None] | None = None,
         onError: Callable[[Event], None] | None = None,
@@ -135,6 +136,7 @@ class SegmentLogic:
             model: its name, or its folder.
             device: "auto", "cpu", "cuda:0", ..., as `facts` lists them.
             overwrite: replace also segments of this module that were edited or checked.
+            looks: how often every slice is looked at: 2 is more accurate, 1 takes 0.6 of the time.
             onProgress: gets {"stage", "done", "total", "eta_s"}.
             onDone: gets the segmentation's node and the engine's "done" event.
 
@@ -147,7 +149,8 @@ class SegmentLogic:
         if organs is not None and not organs:
             raise SceneError(_("no organ is ticked"), _("Tick at least one"))
         folder = self._folder()
-        request = {"do": "segment", "model": model, "device": device, "out": str(folder), "partial": True}
+        request = {"do": "segment", "model": model, "device": device, "looks": looks}
+        request |= {"out": str(folder), "partial": True}
         request |= {"organs": list(organs)} if organs is not None else {}
         request |= {"name": volumeNode.GetName(), **scene.export_volume(volumeNode, folder)}
 
@@ -174,7 +177,7 @@ class SegmentLogic:
         """For scripts: segments, and returns the segmentation's node; Slicer's window stands still meanwhile.
 
         Args:
-            options: organs, model, device, overwrite, onProgress: as for `segment`.
+            options: organs, model, device, overwrite, looks, onProgress: as for `segment`.
 
         Raises:
             JobError: it failed.

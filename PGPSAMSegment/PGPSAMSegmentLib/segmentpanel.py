@@ -71,6 +71,7 @@ class SegmentPanel(JobPanel):
             model=parameters.model,
             device=self.host.device,
             overwrite=parameters.overwrite,
+            looks=self.host.choices.looks,
             onProgress=self._on_progress,
             onDone=self._on_done,
             onError=self._on_error,

@@ -16,7 +16,7 @@ from pgpsam.errors import UserError
 from pgpsam.labels import LabelSet
 from pgpsam.models.store import find_model, list_models, load_spec
 from pgpsam.models.weights import BASE_WEIGHTS, fetch
-from pgpsam.terminal import ProgressReporter, add_common, number, print_table, run
+from pgpsam.terminal import ProgressReporter, add_common, add_looks, number, print_table, run
 from pgpsam.volume import Volume, output_extension, read_labels, read_labels_on, read_volume, write_array
 
 DEFAULT_MODEL = "abdomen-ct"
@@ -47,6 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--report", metavar="FILE", help="report page (.html)")
     command.add_argument("--reference", metavar="FILE", help="labels to compare with (prints Dice)")
     command.add_argument("--reference-names", metavar="FILE", help='their names as JSON, {"6": "liver", ...}')
+    add_looks(command)
     add_common(command)
     command.set_defaults(action=segment)
 
@@ -60,6 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--format", default=".nii.gz", help="of the labels: .nii.gz, .seg.nrrd, ... (default: .nii.gz)"
     )
     command.add_argument("--no-pictures", action="store_true", help="no overview pictures")
+    add_looks(command)
     add_common(command)
     command.set_defaults(action=cohort)
 
@@ -99,7 +101,12 @@ def segment(options: argparse.Namespace) -> None:
     organs = organ_names(options)
     segmenter.label_set.select(organs)
     with ProgressReporter(options.progress) as report:
-        result = segmenter.segment(volume, organs, progress=lambda s: report(s.stage, s.done, s.total, s.eta_seconds))
+        result = segmenter.segment(
+            volume,
+            organs,
+            progress=lambda s: report(s.stage, s.done, s.total, s.eta_seconds),
+            looks=options.looks,
+        )
     write_array(options.out, result.labels, volume, "labels", result.label_set)
     if options.prompts:
         write_array(options.prompts, result.regions, volume, "labels", result.label_set)
@@ -147,6 +154,7 @@ def cohort(options: argparse.Namespace) -> None:
             organ_names(options),
             extension=options.format,
             pictures=not options.no_pictures,
+            looks=options.looks,
             progress=lambda name, s: report(name, s.done, s.total, s.eta_seconds),
         )
     print(f"wrote {options.out / TABLE}")

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from pgpsam.errors import UserError
+from pgpsam.looks import LOOKS
 from pgpsam.pages import csv_bytes, write_whole
 from pgpsam.report import OrganRow, organ_table, overview_png
 from pgpsam.segmenter import Segmenter, Step, is_memory_error
@@ -20,7 +21,7 @@ from pgpsam.volume import output_extension, read_volume, volume_name, write_arra
 TABLE = "organs.csv"
 _COLUMNS = (
     *("volume", "organ", "ml", "mean_hu", "confidence", "slices", "slices_to_check", "cut_off"),
-    *("model", "asked_for", "source"),
+    *("model", "looks", "asked_for", "source"),
 )
 
 
@@ -52,6 +53,7 @@ def segment_cohort(
     *,
     extension: str = ".nii.gz",
     pictures: bool = True,
+    looks: int = len(LOOKS),
     progress: Callable[[str, Step], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
     say: Callable[[str], None] = print,
@@ -67,6 +69,7 @@ def segment_cohort(
         sources: the volumes by the names of their results.
         out: made where it is missing.
         organs: as `Segmenter.segment` takes them.
+        looks: as `Segmenter.segment` takes them.
         progress: called with a volume's name and its step.
         cancelled: as `Segmenter.segment` takes it.
         say: gets a line for each volume.
@@ -90,7 +93,13 @@ def segment_cohort(
     failed = []
     for name, source in sources.items():
         labels, picture = out / f"{name}{extension}", out / f"{name}.png"
-        mark = {"volume": name, "model": segmenter.name, "asked_for": asked, "source": str(source.resolve())}
+        mark = {
+            "volume": name,
+            "model": segmenter.name,
+            "looks": str(looks),
+            "asked_for": asked,
+            "source": str(source.resolve()),
+        }
         written = labels.is_file() and (picture.is_file() or not pictures)
         if written and any(mark.items() <= row.items() for row in read_table(out)):
             say(f"{name}: done before")
@@ -98,7 +107,7 @@ def segment_cohort(
         try:
             volume = read_volume(source)
             report = (lambda step, name=name: progress(name, step)) if progress else None
-            result = segmenter.segment(volume, organs, progress=report, cancelled=cancelled)
+            result = segmenter.segment(volume, organs, progress=report, cancelled=cancelled, looks=looks)
         except (UserError, RuntimeError, MemoryError) as error:
             if not isinstance(error, UserError) and not is_memory_error(error):
                 raise

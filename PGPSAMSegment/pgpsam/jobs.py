@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from pgpsam import exchange
 from pgpsam.errors import Cancelled, UserError
 from pgpsam.hello import best_device, list_devices
+from pgpsam.looks import LOOKS
 from pgpsam.models.store import SPEC_FILE, find_model
 from pgpsam.volume import Volume
 
@@ -166,6 +167,7 @@ def segment(job: Job, warm: Warm) -> dict[str, Any]:
             progress=lambda step: job.progress(step.stage, step.done, step.total, step.eta_seconds),
             cancelled=job.stop.is_set,
             partial=Partials(job, volume, folder) if job.get("partial", bool, True) else None,
+            looks=job.get("looks", int, len(LOOKS)),
         )
         job.check()
         job.progress("write", 0, 1)

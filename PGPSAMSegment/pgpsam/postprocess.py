@@ -68,6 +68,19 @@ def keep_components(
     return kept
 
 
+def clean_up(
+    labels: NDArray[np.uint8], confidence: NDArray[np.float32], label_set: LabelSet, spacing: Sequence[float]
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """`keep_components` of the labels, and the confidence that fits: of what was taken away, 1 - confidence.
+
+    Args:
+        labels, confidence: ``[z, y, x]``, the confidence 0..1; not changed.
+        label_set, spacing: as for `keep_components`.
+    """
+    kept = keep_components(labels, label_set, spacing)
+    return kept, np.where(kept == labels, confidence, 1 - confidence)
+
+
 def _of_organ(
     organ: NDArray[np.bool_], ends: tuple[bool, bool], min_voxels: float, min_share: float
 ) -> NDArray[np.bool_]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 from pgpsam.device import autocast, choose_device
 from pgpsam.errors import Cancelled, UserError
 from pgpsam.labels import LabelSet
+from pgpsam.looks import LOOKS
 from pgpsam.models.store import ModelSpec, find_model, load_model
 from pgpsam.models.weights import base_state
-from pgpsam.network.base import LoraSettings
+from pgpsam.network.base import LoraSettings, upsample
 from pgpsam.network.lora import merge_lora, put_tensors
 from pgpsam.network.methods import Output, SegmentationNetwork, build_network, make_settings
 from pgpsam.network.volume_refiner import VolumeRefiner, restore_refiner, split_tensors
-from pgpsam.postprocess import keep_components
+from pgpsam.postprocess import clean_up
 from pgpsam.prompts import peak_points, region_labels
 from pgpsam.segmentation import Segmentation
 from pgpsam.slices import Frame, Preparation, body_mask, frame_volume, network_input, on_body, to_box
@@ -43,6 +44,14 @@ class Step:
     done: int
     total: int
     eta_seconds: float
+
+
+@dataclass(frozen=True)
+class View:
+    """One way to see a volume's slices: at which pixel size, and where they lie on the canvas."""
+
+    preparation: Preparation
+    frame: Frame
 
 
 class Segmenter:
@@ -112,6 +121,7 @@ class Segmenter:
         progress: Callable[[Step], None] | None = None,
         cancelled: Callable[[], bool] | None = None,
         partial: Callable[[NDArray[np.uint8], int], None] | None = None,
+        looks: int = len(LOOKS),
         clean: bool = True,
     ) -> Segmentation:
         """Segment every slice of a volume.
@@ -123,16 +133,20 @@ class Segmenter:
             cancelled: asked before every batch.
             partial: called after every batch with the label volume so far, uint8 [z, y, x], and the number of
                 slices in it.
-            clean: take stray pieces away, see `keep_components`.
+            looks: at how many of the pixel sizes `LOOKS` every slice is seen; the answer is the mean of their logits.
+                1 takes 0.6 of the time that 2 take, and is less accurate.
+            clean: take stray pieces away, see `postprocess.keep_components`.
 
         Raises:
-            UserError: an organ that the model does not know, or not enough memory for a single slice.
+            UserError: an organ that the model does not know, not enough memory for a single slice, or no such number
+                of looks.
             Cancelled: `cancelled` said so.
         """
         wanted = self.label_set.select(organs)
         seconds: dict[str, float] = {}
         started = time.monotonic()
-        frame = frame_volume(volume, self.preparation)
+        views = self._views(volume, looks)
+        frame = views[0].frame
         depth, height, width = volume.shape
         labels = np.zeros((depth, height, width), np.uint8)
         confidence = np.ones((depth, height, width), np.float32)
@@ -155,14 +169,13 @@ class Segmenter:
 
         stack = Stack(volume, frame, self.preparation, len(lookup)) if self.make_refiner else None
         done = 0
-        for indices, output in self._outputs(volume, frame, todo, cancelled):
+        for indices, logits, attended in self._answers(volume, views, todo, cancelled):
             for i, z in enumerate(indices):
-                logits = on_body(output.logits[i], frame)
-                write(z, logits)
+                write(z, logits[i])
                 if stack:
-                    stack.add(z, logits)
-                if output.attention is not None:
-                    attention[z] = output.attention[i, 1:].float().cpu()
+                    stack.add(z, logits[i])
+                if attended is not None:
+                    attention[z] = attended[i, 1:].float().cpu()
             done += len(indices)
             if partial:
                 partial(labels, done)
@@ -186,9 +199,7 @@ class Segmenter:
 
         started = time.monotonic()
         if clean:
-            kept = keep_components(labels, wanted, volume.spacing)
-            confidence[kept != labels] = 1 - confidence[kept != labels]
-            labels = kept
+            labels, confidence = clean_up(labels, confidence, wanted, volume.spacing)
         for z, one in attention.items():
             found = np.isin(self.label_set.ids, labels[z])
             regions[z, y0:y1, x0:x1] = region_labels(one, torch.from_numpy(found), ids, frame).numpy()
@@ -204,18 +215,18 @@ class Segmenter:
         progress: Callable[[Step], None] | None = None,
         cancelled: Callable[[], bool] | None = None,
     ) -> Stack:
-        """What the network says of every slice, before any correction.
+        """What the network says of every slice at one look, before any correction.
 
         Raises:
             UserError, Cancelled: as `segment`.
         """
-        frame = frame_volume(volume, self.preparation)
-        stack = Stack(volume, frame, self.preparation, len(self.label_set) + 1)
+        views = self._views(volume, 1)
+        stack = Stack(volume, views[0].frame, self.preparation, len(self.label_set) + 1)
         todo = body_slices(volume)
         started = time.monotonic()
-        for indices, output in self._outputs(volume, frame, todo, cancelled):
+        for indices, logits, _ in self._answers(volume, views, todo, cancelled):
             for i, z in enumerate(indices):
-                stack.add(z, on_body(output.logits[i], frame))
+                stack.add(z, logits[i])
             if progress:
                 done, spent = len(stack.logits), time.monotonic() - started
                 progress(Step("slices", done, len(todo), spent / done * (len(todo) - done)))
@@ -251,19 +262,35 @@ class Segmenter:
         with autocast(self.device):
             return self.refiner.over(seen)
 
-    def _outputs(
-        self, volume: Volume, frame: Frame, todo: Sequence[int], cancelled: Callable[[], bool] | None
-    ) -> Iterator[tuple[Sequence[int], Output]]:
-        """The network's output batch by batch; a batch that does not fit in memory is halved and stays so."""
+    def _views(self, volume: Volume, looks: int) -> list[View]:
+        """How a volume's slices are seen, the preparation's own pixel size first.
+
+        Raises:
+            UserError: no such number of looks, or slices that are too large.
+        """
+        if not 1 <= looks <= len(LOOKS):
+            raise UserError(f"{looks} looks at every slice: there can be 1 to {len(LOOKS)}")
+        own = self.preparation
+        preparations = [replace(own, spacing_mm=own.spacing_mm * scale) for scale in LOOKS[:looks]]
+        return [View(one, frame_volume(volume, one)) for one in preparations]
+
+    def _answers(
+        self, volume: Volume, views: Sequence[View], todo: Sequence[int], cancelled: Callable[[], bool] | None
+    ) -> Iterator[tuple[Sequence[int], torch.Tensor, torch.Tensor | None]]:
+        """Batch by batch the slices, their mean logits [n, K, h, w] on the first view's body box, and the first view's
+        attention; a batch that does not fit in memory is halved and stays so."""
         start = 0
         while start < len(todo):
             if cancelled and cancelled():
                 raise Cancelled("cancelled while segmenting")
             indices = todo[start : start + (self.batch if start else 1)]  # something to look at soon
             try:
-                image = network_input(volume, frame, self.preparation, indices).to(self.device)
-                with autocast(self.device):
-                    output = self.network(image)
+                first = self._look(volume, views[0], indices)
+                logits = on_body(first.logits, views[0].frame)
+                for view in views[1:]:
+                    other = on_body(self._look(volume, view, indices).logits, view.frame)
+                    logits = logits + upsample(other, views[0].frame.size)
+                logits = logits / len(views)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not is_memory_error(error):
                     raise
@@ -276,8 +303,13 @@ class Segmenter:
                 if self.device.type == "cuda":
                     torch.cuda.empty_cache()
                 continue
-            yield indices, output
+            yield indices, logits, first.attention
             start += len(indices)
+
+    def _look(self, volume: Volume, view: View, indices: Sequence[int]) -> Output:
+        image = network_input(volume, view.frame, view.preparation, indices).to(self.device)
+        with autocast(self.device):
+            return self.network(image)
 
 
 def body_slices(volume: Volume) -> list[int]:

@@ -15,6 +15,7 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 
 from pgpsam.errors import Cancelled, UserError
+from pgpsam.looks import LOOKS
 from pgpsam.memory import keep_freed_memory
 
 console = Console(stderr=True)
@@ -92,6 +93,17 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     kinds = ("bar", "json", "none")
     parser.add_argument("--progress", choices=kinds, default="bar", help="how progress is shown (default: bar)")
     parser.add_argument("--debug", action="store_true", help="show a traceback with errors")
+
+
+def add_looks(parser: argparse.ArgumentParser) -> None:
+    """--looks."""
+    parser.add_argument(
+        "--looks",
+        type=int,
+        choices=range(1, len(LOOKS) + 1),
+        default=len(LOOKS),
+        help=f"how often every slice is looked at: 1 is faster, {len(LOOKS)} more accurate (default: {len(LOOKS)})",
+    )
 
 
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:

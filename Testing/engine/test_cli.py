@@ -175,6 +175,8 @@ def test_a_cohort_never_overwrites_an_input_or_another_patients_result(ct, quick
     assert (done.returncode, done.stderr.count("already holds a result called ct")) == (2, 1)
     done = pgpsam("cohort", scans / "ct.nii.gz", "-o", out, *words)  # now all organs
     assert "done before" not in done.stdout
+    done = pgpsam("cohort", scans / "ct.nii.gz", "-o", out, "--looks", 1, *words)  # now in another way
+    assert "done before" not in done.stdout
     (out / "organs.csv").write_text("volume;organ\nct;liver\n")
     done = pgpsam("cohort", scans / "ct.nii.gz", "-o", out, *words)
     assert (done.returncode, done.stderr.count("is not the table of a cohort")) == (2, 1)

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pgpsam.labels import ABDOMEN
-from pgpsam.postprocess import HANGING, MIN_ML, MIN_SHARE, NECK_MM, hanging, keep_components
+from pgpsam.postprocess import HANGING, MIN_ML, MIN_SHARE, NECK_MM, clean_up, hanging, keep_components
 from pgpsam.volume import read_labels
 
 SPLEEN, LIVER, AORTA, PORTAL_VEIN, UNKNOWN = 1, 6, 8, 10, 99
@@ -34,6 +34,17 @@ def test_the_largest_piece_stays_and_the_others_become_background() -> None:
     expected = empty()
     expected[2:4, 1:3, 1:3] = LIVER
     np.testing.assert_array_equal(keep(labels), expected)
+
+
+def test_of_what_is_taken_away_the_confidence_is_what_was_left() -> None:
+    labels = empty()
+    labels[2:4, 1:3, 1:3] = LIVER  # 8 voxels
+    labels[5, 1, 8] = LIVER
+    confidence = np.full(labels.shape, 0.9, np.float32)
+    kept, left = clean_up(labels, confidence, ABDOMEN, CUBE_MM)
+    np.testing.assert_array_equal(kept, keep(labels))
+    assert left[5, 1, 8] == np.float32(1) - np.float32(0.9)
+    assert (left == confidence).sum() == labels.size - 1
 
 
 def test_pieces_that_touch_by_a_corner_are_one() -> None:

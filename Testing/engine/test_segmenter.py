@@ -2,18 +2,22 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from pgpsam.errors import Cancelled, UserError
+from pgpsam.looks import LOOKS
 from pgpsam.models.store import load_model, save_model
 from pgpsam.models.weights import base_state
+from pgpsam.network.base import Output
 from pgpsam.network.lora import put_tensors
 from pgpsam.network.methods import build_network
 from pgpsam.network.volume_refiner import VolumeRefiner
 from pgpsam.segmenter import Segmenter, restore_network
+from pgpsam.slices import frame_volume
 from pgpsam.volume import Volume
 from phantoms import make_phantom
 
@@ -67,6 +71,52 @@ def test_organs_that_were_not_asked_for_are_left_out(segmenter):
     assert set(np.unique(liver.regions)) <= {0, 6}
     with pytest.raises(UserError, match="spleen, liver"):
         segmenter.segment(volume, ["brain"])
+
+
+class Seen(torch.nn.Module):
+    """A stand-in network that notes its canvases, and is surer of class 1 the larger they are."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.classes, self.canvases = classes, []
+
+    def forward(self, image: torch.Tensor) -> Output:
+        self.canvases.append(tuple(image.shape[-2:]))
+        logits = torch.zeros(len(image), self.classes, *image.shape[-2:])
+        logits[:, 1] = image.shape[-2] / 56
+        return Output(logits)
+
+
+def test_two_looks_are_the_mean_of_their_logits(segmenter):
+    volume, _ = make_phantom(7)
+    classes = len(segmenter.label_set) + 1
+    network = Seen(classes)
+    fine = replace(segmenter.preparation, spacing_mm=0.9, multiple=4)
+    looking = Segmenter(network, segmenter.label_set, fine, "seen", "cpu")
+    frames = [frame_volume(volume, replace(fine, spacing_mm=0.9 * scale)) for scale in LOOKS]
+    assert len({frame.canvas for frame in frames}) == 2, "the phantom must need another canvas at the second look"
+
+    def expected(*heights: int) -> float:
+        logit = np.mean([height / 56 for height in heights])
+        return float(np.exp(logit) / (np.exp(logit) + classes - 1))
+
+    y0, y1, x0, x1 = frames[0].box
+    for looks in (1, 2):
+        network.canvases.clear()
+        result = looking.segment(volume, looks=looks, clean=False)
+        assert set(network.canvases) == {frame.canvas for frame in frames[:looks]}
+        inside = result.confidence[:, y0:y1, x0:x1]
+        assert np.allclose(inside, expected(*(frame.canvas[0] for frame in frames[:looks])), atol=1e-4)
+
+
+def test_two_looks_are_the_default_and_cannot_be_three(segmenter):
+    volume, _ = make_phantom(7)
+    usual, once, twice = (segmenter.segment(volume, **kind).confidence for kind in ({}, {"looks": 1}, {"looks": 2}))
+    assert np.array_equal(usual, twice)
+    assert not np.array_equal(usual, once)
+    for looks in (0, 3):
+        with pytest.raises(UserError, match=f"{looks} looks at every slice: there can be 1 to 2"):
+            segmenter.segment(volume, looks=looks)
 
 
 def test_air_is_skipped(segmenter):
@@ -186,7 +236,7 @@ def test_where_the_clean_up_decides_otherwise_the_confidence_is_what_was_left(se
         kept[2] = np.where(labels[2] > 0, 0, 6)
         return kept
 
-    monkeypatch.setattr("pgpsam.segmenter.keep_components", another_slice)
+    monkeypatch.setattr("pgpsam.postprocess.keep_components", another_slice)
     clean = segmenter.segment(volume)
     assert (clean.labels[2] != raw.labels[2]).all()
     np.testing.assert_allclose(clean.confidence[2], 1 - raw.confidence[2], atol=1e-6)

@@ -129,6 +129,17 @@ def test_devices_say_what_was_found_and_why_not(bench):
     assert bench.widget.device == "cpu"
 
 
+def test_how_often_a_slice_is_looked_at_is_remembered_and_asked_for(bench):
+    asked = []
+    ask, bench.logic.segment = bench.logic.segment, lambda *given, **more: (asked.append(more), ask(*given, **more))
+    assert bench.ui.lookTwice.isChecked()
+    bench.segment()
+    bench.ui.lookTwice.click()
+    assert QtCore.QSettings().value("PGPSAMSegment/looks") == "1"
+    bench.segment()
+    assert [more["looks"] for more in asked] == [2, 1]
+
+
 def test_a_graphics_card_is_named_with_its_memory(bench):
     facts = dict(bench.logic.facts, default_device="cuda:0", device_note="")
     facts["devices"] = [facts["devices"][0], {**facts["devices"][1], "available": True, "why": ""}]

@@ -17,7 +17,7 @@ from pgpsam.errors import UserError
 from pgpsam.models.store import find_model, load_spec
 from pgpsam.network.methods import METHODS, default_method, make_settings
 from pgpsam.slices import Preparation
-from pgpsam.terminal import ProgressReporter, add_common, number, print_table, run
+from pgpsam.terminal import ProgressReporter, add_common, add_looks, number, print_table, run
 from pgpsam.training.augment import Augmentation
 from pgpsam.training.benchmark import AMOUNTS, collect, page, plan, plot, run_all
 from pgpsam.training.benchmark import arguments as run_arguments
@@ -301,6 +301,7 @@ def evaluate_main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--cases", nargs="+", metavar="CASE", help="default: the data set's validation cases")
     parser.add_argument("--no-clean-up", action="store_true", help="score with stray pieces")
+    add_looks(parser)
     add_common(parser)
     return run(_evaluate, parser.parse_args(arguments))
 
@@ -314,6 +315,7 @@ def _evaluate(options: argparse.Namespace) -> None:
             cases=options.cases,
             device=options.device,
             clean=not options.no_clean_up,
+            looks=options.looks,
             progress=lambda case, step: report(case, step.done, step.total, step.eta_seconds),
         )
     print_summary(summary, f"{options.model}, all slices")

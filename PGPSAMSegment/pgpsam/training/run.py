@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from pgpsam.errors import UserError
+from pgpsam.looks import LOOKS
 from pgpsam.models.store import find_model, load_model, load_spec, save_model
 from pgpsam.segmenter import Segmenter, Step
 from pgpsam.slices import Preparation
@@ -188,6 +189,7 @@ def score_cases(
     cases: Sequence[Case],
     progress: Callable[[str, Step], None] | None = None,
     clean: bool = True,
+    looks: int = len(LOOKS),
 ) -> CaseScores:
     """Segment whole volumes, every slice, and score them against their labels."""
     organs: list[OrganScore] = []
@@ -205,6 +207,7 @@ def score_cases(
         result = segmenter.segment(
             loaded.volume,
             progress=(lambda step, name=case.name: progress(name, step)) if progress else None,  # type: ignore[misc]
+            looks=looks,
             clean=clean,
         )
         found = theirs[result.labels]
@@ -224,6 +227,7 @@ def evaluate(
     cases: Sequence[str] | None = None,
     device: str = "auto",
     clean: bool = True,
+    looks: int = len(LOOKS),
     progress: Callable[[str, Step], None] | None = None,
 ) -> dict[str, Any]:
     """Score a model on a data set's held-out cases and write scores.{csv,json,html},
@@ -231,6 +235,7 @@ def evaluate(
 
     Args:
         cases: names; None for the data set's suggested validation cases, or all where it suggests none.
+        clean, looks: as `Segmenter.segment` takes them.
 
     Returns:
         The summary, as `CaseScores.write` gives it.
@@ -243,11 +248,12 @@ def evaluate(
     chosen = dataset.select(names)
     check_unseen(str(model), chosen, "Name other cases with --cases.")
     segmenter = Segmenter.load(model, device)
-    scores = score_cases(segmenter, dataset, chosen, progress, clean)
+    scores = score_cases(segmenter, dataset, chosen, progress, clean, looks)
     about = {
         "model": segmenter.name,
         "data": dataset.name,
         "cases": ", ".join(c.name for c in chosen),
+        "looks at every slice": str(looks),
         "clean up": "stray pieces of one-piece organs removed" if clean else "none",
     }
     return scores.write(Path(out), dataset, f"{segmenter.name} on {dataset.name}", about)

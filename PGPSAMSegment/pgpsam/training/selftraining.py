@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pgpsam.errors import UserError
 from pgpsam.labels import LabelSet
-from pgpsam.postprocess import keep_components
+from pgpsam.postprocess import clean_up
 from pgpsam.segmenter import Segmenter, Step
 from pgpsam.slices import Preparation, frame_volume
 from pgpsam.training.data import IGNORED, LoadedCase, Sample, make_samples
@@ -46,7 +46,7 @@ class Teacher:
         index = np.zeros(256, np.uint8)
         index[list(self.label_set.ids)] = range(1, len(self.label_set) + 1)
         if len(self.segmenters) == 1:
-            result = self.segmenters[0].segment(volume, progress=progress)
+            result = self.segmenters[0].segment(volume, progress=progress, looks=1)
             return index[result.labels], result.confidence
         y0, y1, x0, x1 = frame_volume(volume, self.segmenters[0].preparation).box
         mean = torch.zeros(len(volume.array), len(self.label_set) + 1, y1 - y0, x1 - x0, dtype=torch.float16)
@@ -59,9 +59,8 @@ class Teacher:
         best, winner = mean[seen].float().max(1)
         ids[seen.numpy(), y0:y1, x0:x1] = np.array([0, *self.label_set.ids], np.uint8)[winner.numpy()]
         confidence[seen.numpy(), y0:y1, x0:x1] = best.numpy()
-        kept = keep_components(ids, self.label_set, volume.spacing)
-        confidence[kept != ids] = 1 - confidence[kept != ids]
-        return index[kept], confidence
+        ids, confidence = clean_up(ids, confidence, self.label_set, volume.spacing)
+        return index[ids], confidence
 
 
 def load_teacher(models: Sequence[str], label_set: LabelSet, device: str = "auto") -> Teacher:
