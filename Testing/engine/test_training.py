@@ -329,6 +329,8 @@ def test_from_a_data_set_to_a_scored_model(phantoms, quick_settings, tmp_path):
     assert [case["case"] for case in summary["cases"]] == ["case_2"]
     spec = json.loads((tmp_path / "m" / "model.json").read_text())
     assert spec["scores"]["split"] == ["case_2"]
+    assert spec["scores"]["looks"] == 2
+    assert "which it was not trained on, every slice, looked at twice:" in (tmp_path / "m" / "CARD.md").read_text()
     assert (tmp_path / "m" / "validation" / "scores.html").is_file()
     assert (tmp_path / "m" / "validation" / "confidence.html").is_file()
     card = (tmp_path / "m" / "CARD.md").read_text()

@@ -116,7 +116,8 @@ def _scores(spec: ModelSpec) -> list[str]:
     rows = ["| organ | Dice | HD95 mm | missed |", "|---|---|---|---|"]
     rows += [_row(organ["organ"], organ) for organ in summary["organs"]]
     rows += [_row("mean of the reported organs", summary["reported"]), _row("mean of all organs", summary["all"])]
-    text = f"{whose} on {', '.join(scores['split'])}, which it was not trained on, every slice:"
+    seen = "every slice, looked at twice" if scores.get("looks", 1) == 2 else "every slice"
+    text = f"{whose} on {', '.join(scores['split'])}, which it was not trained on, {seen}:"
     pictures = [
         "",
         f"![The largest error of each organ]({VALIDATION}/{FAILURES})",

@@ -384,7 +384,7 @@ def finish(
         scores = score_cases(Segmenter.load(folder, device), dataset, held, scoring)
         about = {"model": folder.name, "data": dataset.name, "training": choice.text, "held out": str(len(held))}
         summary = scores.write(folder / VALIDATION, dataset, f"{folder.name}: held-out cases", about)
-        spec = replace(spec, scores={"split": [case.name for case in held], "summary": summary})
+        spec = replace(spec, scores={"split": [case.name for case in held], "looks": len(LOOKS), "summary": summary})
     elif start_from:
         copy_pictures(find_model(start_from), folder)
     save_model(folder, spec, tensors, model_card(spec))
