@@ -176,6 +176,21 @@ def test_the_refiner_is_one_network_on_each_classs_logit_and_the_features() -> N
             torch.testing.assert_close(refiner(logits, features, rounds), expected)
 
 
+def test_without_training_the_refiner_leaves_classes_that_win_nowhere_as_they_are() -> None:
+    torch.manual_seed(0)
+    refiner, logits, features = Refiner(4, 5), torch.randn(2, 3, 6, 7), torch.randn(2, 4, 6, 7)
+    nudge(refiner, 0.3)
+    logits[:, 1] -= 20
+    logits[1, 1, 2, 3] = 0  # in one pixel of one slice it may win ...
+    every = refiner(logits, features, 2)
+    torch.testing.assert_close(refiner.eval()(logits, features, 2), every)
+    logits[1, 1, 2, 3] = -20  # ... and now nowhere
+    every, spared = refiner.train()(logits, features, 2), refiner.eval()(logits, features, 2)
+    assert torch.equal(spared[:, 1], logits[:, 1])
+    assert not torch.equal(every[:, 1], logits[:, 1])
+    torch.testing.assert_close(spared[:, [0, 2]], every[:, [0, 2]])
+
+
 # ---------------------------------------------------------------------------------------------------- what it trains
 
 
