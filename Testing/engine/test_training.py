@@ -18,7 +18,7 @@ from pgpsam.network.base import Distillation, Output
 from pgpsam.network.methods import METHODS, make_settings
 from pgpsam.segmenter import Segmenter
 from pgpsam.slices import frame_volume, scale_labels
-from pgpsam.training.augment import Augmentation, Augmenter, CropFieldOfView, Distract, Unenhance
+from pgpsam.training.augment import Augmentation, Augmenter, ContrastAgent, CropFieldOfView, Distract
 from pgpsam.training.batches import Order
 from pgpsam.training.card import copy_pictures
 from pgpsam.training.commands import finetune_main, settings_of
@@ -519,7 +519,7 @@ def test_contrast_agent_is_taken_out_of_the_bright_organs_only():
     image, labels = torch.full((1, 30, 30), 0.2), torch.zeros(1, 30, 30)
     labels[0, :10], labels[0, 20:] = 1, 2
     image[0, :10], image[0, 20:] = 0.8, 0.3  # brighter than soft tissue (0.425), and darker
-    transform = Unenhance(prob=1.0)
+    transform = ContrastAgent(prob=1.0)
     transform.set_random_state(1)
     shares = []
     for _ in range(50):
@@ -530,6 +530,25 @@ def test_contrast_agent_is_taken_out_of_the_bright_organs_only():
         shares.append((0.8 - float(inner.mean())) / (0.8 - 0.425))
     assert 0 <= min(shares) < 0.1
     assert 0.9 < max(shares) <= 1.0
+
+
+def test_in_another_phase_every_organ_has_its_own_share_of_the_contrast_agent():
+    image, labels = torch.full((1, 30, 30), 0.2), torch.zeros(1, 30, 30)
+    labels[0, :10], labels[0, 20:] = 1, 2
+    image[0, :10], image[0, 20:] = 0.6, 0.5
+    transform = ContrastAgent(prob=1.0, factors=(0.5, 2.0), each=True)
+    transform.set_random_state(1)
+    factors = []
+    for _ in range(200):
+        made = transform({"image": image, "labels": labels})["image"][0]
+        assert torch.equal(made[12:18], image[0, 12:18])
+        factors.append([(float(made[at].mean()) - 0.425) / (mean - 0.425) for at, mean in ((5, 0.6), (25, 0.5))])
+    both = np.array(factors)
+    assert both.min() >= 0.49
+    assert both.max() <= 2.01
+    assert (both.min(0) < 0.6).all()
+    assert (both.max(0) > 1.9).all()
+    assert abs(np.corrcoef(both.T)[0, 1]) < 0.2, "the organs share a factor"
 
 
 def test_a_cropped_field_of_view_lies_in_the_middle_and_shows_nothing_around():

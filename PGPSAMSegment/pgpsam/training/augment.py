@@ -28,6 +28,8 @@ from torch import Tensor
 
 from pgpsam.training.data import IGNORED
 
+PHASES = (0.3, 2.0)  # kidneys of 175 HU at most 300 HU, which is the window's end and more
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -43,6 +45,7 @@ class Augmentation:
         brightness, contrast: shift and relative scale of the intensities.
         gamma: range of the exponent.
         unenhanced: how often the drawn organs lose a random share of their contrast agent.
+        phases: how often each drawn organ by itself gets more contrast agent or less, as in another phase.
         distractors: how often a slice gets blobs that look like an organ and are none, as fluid in the colon does.
         coarse: how often the slice looks as if its voxels were up to 2.5 times as wide.
         cropped: how often the field of view ends inside the body.
@@ -58,40 +61,51 @@ class Augmentation:
     contrast: float = 0.25
     gamma: tuple[float, float] = (0.7, 1.5)
     unenhanced: float = 0.3
+    phases: float = 0.0
     distractors: float = 0.0
     coarse: float = 0.0
     cropped: float = 0.0
 
 
-class Unenhance(RandomizableTransform):
-    """Scans with contrast agent -> scans with less of it, or none: brighter organs move towards plain soft tissue.
+class ContrastAgent(RandomizableTransform):
+    """Organs that are brighter than plain soft tissue -> the same with less contrast agent, or with more.
 
-    All organs of a slice lose the same share of what they are brighter than soft tissue; the texture stays.
+    What an organ is brighter than soft tissue is multiplied by a random factor; the texture stays.
 
     Args:
         prob: how often.
+        factors: range of the factor; 0 leaves no contrast agent, 1 all of it.
+        each: every organ of a slice gets a factor of its own, as in another phase; otherwise all get the same, as in a
+            scan with less contrast agent.
         soft_tissue: its grey value in the window, 0..1; 45 HU by default.
     """
 
-    def __init__(self, prob: float, soft_tissue: float = 0.425) -> None:
+    def __init__(
+        self, prob: float, factors: tuple[float, float] = (0.0, 1.0), each: bool = False, soft_tissue: float = 0.425
+    ) -> None:
         super().__init__(prob)
-        self.soft_tissue = soft_tissue
+        self.factors, self.each, self.soft_tissue = factors, each, soft_tissue
 
     def __call__(self, data: dict[str, Tensor]) -> dict[str, Tensor]:
         """data: "image" [C, H, W] in 0..1 and "labels" [1, H, W]."""
         self.randomize(None)
         if not self._do_transform:
             return data
-        share = self.R.uniform()
+        factor = self._draw()
         image, labels = data["image"], data["labels"]
         shift = torch.zeros_like(image)
         for index in labels[(labels > 0) & (labels != IGNORED)].unique():
             inside = (labels == index).expand_as(image)
-            shift[inside] = share * (self.soft_tissue - image[inside].mean()).clamp_max(0)
+            more = (self._draw() if self.each else factor) - 1
+            shift[inside] = more * (image[inside].mean() - self.soft_tissue).clamp_min(0)
         return {
             **data,
             "image": image + F.avg_pool2d(shift, 3, 1, 1, count_include_pad=False),
         }  # no sharp edge where an organ ends
+
+    def _draw(self) -> float:
+        low, high = self.factors
+        return high - (high - low) * float(self.R.uniform())
 
 
 class Distract(RandomizableTransform):
@@ -205,7 +219,8 @@ class Augmenter:
                     mode=("bilinear", "nearest"),
                     padding_mode="zeros",
                 ),
-                Unenhance(s.unenhanced),
+                ContrastAgent(s.unenhanced),
+                *([ContrastAgent(s.phases, PHASES, each=True)] if s.phases else []),
                 Distract(s.distractors),
                 CropFieldOfView(s.cropped),
                 RandSimulateLowResolutiond(
