@@ -28,7 +28,7 @@ from pgpsam.network.volume_refiner import VolumeRefiner, restore_refiner, split_
 from pgpsam.postprocess import clean_up
 from pgpsam.prompts import peak_points, region_labels
 from pgpsam.segmentation import Segmentation
-from pgpsam.slices import Frame, Preparation, body_mask, frame_volume, network_input, on_body, to_box
+from pgpsam.slices import Frame, Preparation, body_box, body_mask, frame_volume, network_input, on_body, to_box
 from pgpsam.stack import Stack
 from pgpsam.volume import Volume
 
@@ -272,7 +272,8 @@ class Segmenter:
             raise UserError(f"{looks} looks at every slice: there can be 1 to {len(LOOKS)}")
         own = self.preparation
         preparations = [replace(own, spacing_mm=own.spacing_mm * scale) for scale in LOOKS[:looks]]
-        return [View(one, frame_volume(volume, one)) for one in preparations]
+        box = body_box(volume)
+        return [View(one, frame_volume(volume, one, box)) for one in preparations]
 
     def _answers(
         self, volume: Volume, views: Sequence[View], todo: Sequence[int], cancelled: Callable[[], bool] | None

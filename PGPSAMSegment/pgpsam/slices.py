@@ -92,14 +92,11 @@ def body_mask(array: NDArray[np.float32]) -> NDArray[np.bool_]:
     return array > max(AIR_HU, float(array.min()) + 1.0)
 
 
-def frame_volume(volume: Volume, preparation: Preparation) -> Frame:
-    """The body's box over all slices and its canvas.
+def body_box(volume: Volume) -> tuple[int, int, int, int]:
+    """The body's box over all slices: (y0, y1, x0, x1) in voxels of the canonical slice.
 
     The body is the largest connected part of the projection along z of all that is not air, after an opening that
     cuts off couch and tubes. A volume without such a part is taken whole.
-
-    Raises:
-        UserError: the slice is too large for the largest canvas at this scale.
     """
     dx, dy, _ = volume.spacing
     _, height, width = volume.shape
@@ -107,17 +104,30 @@ def frame_volume(volume: Volume, preparation: Preparation) -> Frame:
     radius = max(1, round(5.0 / max(dx, dy)))
     opened = ndimage.binary_opening(projection, iterations=radius) if min(height, width) > 8 * radius else projection
     parts, count = ndimage.label(opened)
-    box = (0, height, 0, width)
-    if count:
-        largest = int(np.argmax(np.bincount(parts.ravel())[1:]))
-        rows, columns = ndimage.find_objects(parts)[largest]
-        my, mx = round(BODY_MARGIN_MM / dy), round(BODY_MARGIN_MM / dx)
-        box = (
-            max(0, rows.start - my),
-            min(height, rows.stop + my),
-            max(0, columns.start - mx),
-            min(width, columns.stop + mx),
-        )
+    if not count:
+        return (0, height, 0, width)
+    largest = int(np.argmax(np.bincount(parts.ravel())[1:]))
+    rows, columns = ndimage.find_objects(parts)[largest]
+    my, mx = round(BODY_MARGIN_MM / dy), round(BODY_MARGIN_MM / dx)
+    return (
+        max(0, rows.start - my),
+        min(height, rows.stop + my),
+        max(0, columns.start - mx),
+        min(width, columns.stop + mx),
+    )
+
+
+def frame_volume(volume: Volume, preparation: Preparation, box: tuple[int, int, int, int] | None = None) -> Frame:
+    """The body's box and its canvas.
+
+    Args:
+        box: the volume's `body_box`, where it is known.
+
+    Raises:
+        UserError: the slice is too large for the largest canvas at this scale.
+    """
+    dx, dy, _ = volume.spacing
+    box = box or body_box(volume)
     size = (
         max(1, round((box[1] - box[0]) * dy / preparation.spacing_mm)),
         max(1, round((box[3] - box[2]) * dx / preparation.spacing_mm)),

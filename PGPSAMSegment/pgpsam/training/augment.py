@@ -28,7 +28,7 @@ from torch import Tensor
 
 from pgpsam.training.data import IGNORED
 
-PHASES = (0.3, 2.0)  # kidneys of 175 HU at most 300 HU, which is the window's end and more
+PHASES = (0.3, 2.0)  # a kidney of 175 HU gets 84 to 305 HU, which is beyond the window's end
 
 
 @dataclass(frozen=True)

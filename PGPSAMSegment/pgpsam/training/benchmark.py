@@ -236,6 +236,7 @@ def page(groups: Sequence[Group], dataset: Dataset, command: str, picture: str) 
     """
     reported = len(dataset.reported) or len(dataset.labels)
     split = ", ".join(dataset.validation)
+    looks = sorted({spec.scores.get("looks", 1) for group in groups for spec in group.specs})
     lines = [
         "# Benchmark",
         "",
@@ -245,6 +246,7 @@ def page(groups: Sequence[Group], dataset: Dataset, command: str, picture: str) 
         "Every method: the same base weights, the same slices, the same number of slices seen in training; whole",
         "volumes, every slice, stray pieces of one-piece organs removed. Dice, HD95 and NSD at 2 mm are means over",
         f"{reported} organs, ± the standard deviation over runs. Slices: annotated ones with organs.",
+        f"Looks at every slice: {' or '.join(map(str, looks))}.",
         "",
         f"![Dice over annotated slices]({picture})",
         "",

@@ -191,7 +191,12 @@ def score_cases(
     clean: bool = True,
     looks: int = len(LOOKS),
 ) -> CaseScores:
-    """Segment whole volumes, every slice, and score them against their labels."""
+    """Segment whole volumes, every slice, and score them against their labels.
+
+    Args:
+        progress: called with a case's name and its step.
+        clean, looks: as `Segmenter.segment` takes them.
+    """
     organs: list[OrganScore] = []
     slices: list[OrganSlice] = []
     trust: list[Reliability] = []
@@ -382,7 +387,13 @@ def finish(
     summary: dict[str, Any] | None = None
     if held:
         scores = score_cases(Segmenter.load(folder, device), dataset, held, scoring)
-        about = {"model": folder.name, "data": dataset.name, "training": choice.text, "held out": str(len(held))}
+        about = {
+            "model": folder.name,
+            "data": dataset.name,
+            "training": choice.text,
+            "held out": str(len(held)),
+            "looks at every slice": str(len(LOOKS)),
+        }
         summary = scores.write(folder / VALIDATION, dataset, f"{folder.name}: held-out cases", about)
         spec = replace(spec, scores={"split": [case.name for case in held], "looks": len(LOOKS), "summary": summary})
     elif start_from:
