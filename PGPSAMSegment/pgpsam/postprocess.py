@@ -19,7 +19,8 @@ NECK_MM = 16.0  # what hangs on the liver by less is no part of it ...
 HANGING = (0.03, 0.15)  # ... if it is of this share of its size: below, liver itself; above, perhaps its left lobe
 COARSE_MM = 2.0  # a neck is measured on voxels of about this size
 AORTA = ABDOMEN.by_name("aorta").type.value  # its ascending and descending part meet only in the arch
-MIN_SHARE = 0.3  # of the larger of the two: a piece of that size is no noise
+MIN_SHARE = 0.3  # of the largest piece: one of that size is no noise ...
+GAP_MM = 20.0  # ... if it lies so near to another that stays: three slices of 5 mm were missed between them, no more
 _NEIGHBOURS = np.ones((3, 3, 3), dtype=bool)  # pieces that touch by a corner are one piece
 
 
@@ -29,15 +30,16 @@ def keep_components(
     spacing: Sequence[float],
     min_ml: float = MIN_ML,
 ) -> NDArray[np.uint8]:
-    """Leaves of every organ that is anatomically one piece its largest connected piece.
+    """Leaves of every organ that is anatomically one piece its largest connected piece, and what belongs to it.
 
     From the liver, a thick piece that hangs on by a thin neck, or by nothing, goes first (`hanging`): fluid in the
     colon beneath, an arm beside.
 
-    Two exceptions. The aorta's pieces of at least `MIN_SHARE` of the largest stay, for where the arch was missed, its
-    ascending and descending part are two. And where the largest piece reaches the first or last slice, others that
-    reach the same slice stay too, for they may join it outside the scan: the two parts of the aorta in a scan that
-    ends below the arch, and the lobes of a liver in a thin slab.
+    Two exceptions. A piece of at least `MIN_SHARE` of the largest stays where no more than `GAP_MM` part it from one
+    that stays: the head and the tail of a pancreas whose middle was missed. Of the aorta it stays at any distance, for
+    where the arch was missed, its ascending and descending part are two. And where the largest piece reaches the first
+    or last slice, others that reach the same slice stay too, for they may join it outside the scan: the two parts of
+    the aorta in a scan that ends below the arch, and the lobes of a liver in a thin slab.
 
     What is removed becomes background, never another organ; no voxel is added. Organs that may have several
     pieces (``single=False``) and ids that are not in the label set stay exactly as they are. Of two pieces
@@ -62,8 +64,8 @@ def keep_components(
             organ = labels[box] == label.id
             stays = organ & ~hanging(organ, spacing) if label.type.value == LIVER else organ.copy()
             ends = (box[0].start == 0, box[0].stop >= len(labels))
-            share = MIN_SHARE if label.type.value == AORTA else np.inf
-            stays[stays] = _of_organ(stays, ends, min_voxels, share)
+            gap_mm = np.inf if label.type.value == AORTA else GAP_MM
+            stays[stays] = _of_organ(stays, spacing, ends, min_voxels, gap_mm)
             kept[box][organ & ~stays] = 0
     return kept
 
@@ -82,15 +84,16 @@ def clean_up(
 
 
 def _of_organ(
-    organ: NDArray[np.bool_], ends: tuple[bool, bool], min_voxels: float, min_share: float
+    organ: NDArray[np.bool_], spacing: Sequence[float], ends: tuple[bool, bool], min_voxels: float, gap_mm: float
 ) -> NDArray[np.bool_]:
-    """Which voxels of a mask belong to its largest piece, to one not much smaller, or to one that may join it outside.
+    """Which voxels of a mask belong to its largest piece, to a large one near it, or to one that may join it outside.
 
     Args:
         organ: ``[z, y, x]``, not empty.
+        spacing: ``(dx, dy, dz)`` in mm.
         ends: whether the array's first and last slice are the scan's.
         min_voxels: smaller pieces are left out.
-        min_share: of the largest piece's size, from which another stays; inf for none.
+        gap_mm: how far from one that stays a piece of `MIN_SHARE` of the largest may lie; inf for anywhere.
 
     Returns:
         ``[voxel]``, for the mask's voxels in the order of ``array[organ]``.
@@ -99,12 +102,29 @@ def _of_organ(
     piece = pieces[organ]
     sizes = np.bincount(piece, minlength=count + 1)
     largest = int(sizes.argmax())
-    stays = sizes >= min_share * sizes[largest]
-    stays[largest] = True
+    stays = np.arange(count + 1) == largest
+    candidates = np.flatnonzero((sizes >= MIN_SHARE * sizes[largest]) & ~stays)
+    stays[candidates[_linked(pieces, largest, candidates, spacing, gap_mm)]] = True
     for is_end, end in zip(ends, (pieces[0], pieces[-1]), strict=True):
         if is_end and (end == largest).any():
             stays[end] = True  # the background too, which has no voxels here
     return (stays & (sizes >= min_voxels))[piece]
+
+
+def _linked(
+    pieces: NDArray[np.int32], largest: int, candidates: NDArray[np.intp], spacing: Sequence[float], gap_mm: float
+) -> NDArray[np.bool_]:
+    """Which of the candidates lie within a gap of the largest piece, or of another candidate that does, and so on."""
+    linked = np.full(len(candidates), not np.isfinite(gap_mm))
+    reached = pieces == largest
+    while not linked.all():
+        distance = ndimage.distance_transform_edt(~reached, tuple(reversed(spacing)))
+        near = np.array(ndimage.minimum(distance, pieces, candidates)) <= gap_mm
+        if not (near & ~linked).any():
+            break
+        linked |= near
+        reached |= np.isin(pieces, candidates[linked])
+    return linked
 
 
 def hanging(organ: NDArray[np.bool_], spacing: Sequence[float]) -> NDArray[np.bool_]:

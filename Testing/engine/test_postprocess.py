@@ -10,10 +10,10 @@ import pytest
 from numpy.typing import NDArray
 
 from pgpsam.labels import ABDOMEN
-from pgpsam.postprocess import HANGING, MIN_ML, MIN_SHARE, NECK_MM, clean_up, hanging, keep_components
+from pgpsam.postprocess import GAP_MM, HANGING, MIN_ML, MIN_SHARE, NECK_MM, clean_up, hanging, keep_components
 from pgpsam.volume import read_labels
 
-SPLEEN, LIVER, AORTA, PORTAL_VEIN, UNKNOWN = 1, 6, 8, 10, 99
+SPLEEN, LIVER, AORTA, PORTAL_VEIN, PANCREAS, UNKNOWN = 1, 6, 8, 10, 11, 99
 CUBE_MM = (10.0, 10.0, 10.0)  # a voxel is 1 mL
 
 
@@ -29,7 +29,7 @@ def keep(labels: NDArray[np.uint8], spacing: Sequence[float] = CUBE_MM) -> NDArr
 def test_the_largest_piece_stays_and_the_others_become_background() -> None:
     labels = empty()
     labels[2:4, 1:3, 1:3] = LIVER  # 8 voxels
-    labels[2:5, 6, 6] = LIVER  # 3 voxels
+    labels[2:4, 6, 6] = LIVER  # 2 voxels
     labels[5, 1, 8] = LIVER
     expected = empty()
     expected[2:4, 1:3, 1:3] = LIVER
@@ -69,14 +69,30 @@ def test_the_ascending_aorta_stays_where_the_arch_was_missed() -> None:
     np.testing.assert_array_equal(keep(labels), expected)
 
 
+def test_large_pieces_stay_where_a_gap_of_missed_slices_parts_them() -> None:
+    """The head and the tail of a pancreas: three slices of 5 mm may be missed between two of its pieces."""
+    assert (MIN_SHARE, GAP_MM) == (0.3, 20.0)
+    spacing = (10.0, 10.0, 5.0)
+    labels = np.zeros((24, 4, 12), np.uint8)
+    labels[0, 0, 0] = SPLEEN  # so that the pancreas's ends are not the scan's
+    labels[2:5, 2, 0:4] = PANCREAS  # 12 voxels
+    labels[8:10, 2, 0:2] = PANCREAS  # 4 voxels, 20 mm above
+    labels[13:15, 2, 0:2] = PANCREAS  # 4 voxels, 20 mm above those
+    labels[4, 2, 6] = PANCREAS  # 1 voxel beside
+    expected = labels.copy()
+    labels[20:22, 2, 0:2] = PANCREAS  # 4 voxels, 30 mm above the last
+    expected[4, 2, 6] = 0
+    np.testing.assert_array_equal(keep(labels, spacing), expected)
+
+
 def test_organs_do_not_join_each_other_nor_take_each_others_voxels() -> None:
     labels = empty()
-    labels[3, 3, 1:4] = LIVER
+    labels[3, 3, 0:4] = LIVER
     labels[3, 3, 4] = SPLEEN  # a stray voxel of spleen between two parts of liver
-    labels[3, 3, 5:7] = LIVER
+    labels[3, 3, 5] = LIVER
     labels[3, 6, 1:4] = SPLEEN
     expected = empty()
-    expected[3, 3, 1:4] = LIVER
+    expected[3, 3, 0:4] = LIVER
     expected[3, 6, 1:4] = SPLEEN
     np.testing.assert_array_equal(keep(labels), expected)
 
