@@ -6,9 +6,11 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
 from choosing import choose_samples
 from pgpsam.errors import UserError
+from pgpsam.models.store import load_model, save_model
 from pgpsam.training.benchmark import Row, arguments, collect, page, plan, plot, run_all, spread
 from pgpsam.training.commands import benchmark_main
 from pgpsam.training.data import read_dataset
@@ -102,6 +104,21 @@ def test_the_page_can_be_written_while_runs_are_missing(dataset, tmp_path, capsy
     assert "`unet`" not in page_file.read_text()
     assert page_file.with_suffix(".png").is_file()
     assert sorted(path.name for path in out.iterdir()) == ["probe-10pct-seed0"]
+
+
+def test_finished_runs_can_be_scored_again_as_is_done_today(dataset, tmp_path, capsys):
+    out, row = tmp_path / "runs", Row("probe", "10%", 0)
+    run_all([row], dataset, out, 8, [*QUICK, "--iterations", "2"])
+    card = (out / row.name / "CARD.md").read_text()
+    spec, tensors = load_model(out / row.name, as_stored=True)
+    save_model(out / row.name, replace(spec, scores={**spec.scores, "summary": {}, "looks": 1}), tensors, "")
+    words = ["--data", str(dataset.folder), "--out", str(out), "--methods", "probe", "--amounts", "10%", "--seeds", "0"]
+    assert benchmark_main([*words, "--finished", "--score-again"]) == 0
+    again, same = load_model(out / row.name, as_stored=True)
+    assert again.scores == spec.scores
+    assert again.training == spec.training
+    assert all(torch.equal(tensors[name], same[name]) for name in tensors)
+    assert (out / row.name / "CARD.md").read_text() == card
 
 
 def test_mean_and_spread():

@@ -20,9 +20,11 @@ from matplotlib.figure import Figure
 from pgpsam.errors import UserError
 from pgpsam.models.store import ModelSpec, load_spec
 from pgpsam.pages import png
+from pgpsam.segmenter import Step
 from pgpsam.training.data import Dataset
 from pgpsam.training.finetune import CHECKPOINT
 from pgpsam.training.recipes import recipe
+from pgpsam.training.run import finish
 
 AMOUNTS = ("one", "16", "10%", "all")  # a slice an organ, 16 slices, a tenth of them, all
 
@@ -173,6 +175,30 @@ def run_all(
             say(f"{row.name}: failed with exit code {code}")
             failed.append(row.name)
     return failed
+
+
+def score_again(
+    rows: Iterable[Row],
+    dataset: Dataset,
+    out: Path,
+    device: str = "auto",
+    scoring: Callable[[str, Step], None] | None = None,
+) -> None:
+    """Score the finished runs as today's code scores, for one table must not hold figures of two ways to do it.
+
+    Args:
+        out: as for `arguments`.
+        scoring: called with "run: case" while the case is segmented.
+
+    Raises:
+        UserError: a held-out case is no longer in the data set.
+    """
+    for row in rows:
+        if is_done(out / row.name):
+            training = load_spec(out / row.name).training
+            held = dataset.select(training["held_out"])
+            say = (lambda case, step, name=row.name: scoring(f"{name}: {case}", step)) if scoring else None
+            finish(out / row.name, dataset, held, training["choice"], "", device, say)
 
 
 # --------------------------------------------------------------------------------------------------- what came of it

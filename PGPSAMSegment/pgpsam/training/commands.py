@@ -19,7 +19,7 @@ from pgpsam.network.methods import METHODS, default_method, make_settings
 from pgpsam.slices import Preparation
 from pgpsam.terminal import ProgressReporter, add_common, add_looks, number, print_table, run
 from pgpsam.training.augment import Augmentation
-from pgpsam.training.benchmark import AMOUNTS, collect, page, plan, plot, run_all
+from pgpsam.training.benchmark import AMOUNTS, collect, page, plan, plot, run_all, score_again
 from pgpsam.training.benchmark import arguments as run_arguments
 from pgpsam.training.crossfit import FOLDS, fold_settings, refine
 from pgpsam.training.data import read_dataset
@@ -257,7 +257,8 @@ def benchmark_main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="a setting of every run")
     parser.add_argument("--page", type=Path, help="Markdown to write from the finished runs, with a plot beside it")
     parser.add_argument("--list", action="store_true", help="print the commands of the runs and stop")
-    parser.add_argument("--finished", action="store_true", help="run nothing: write the page from what is finished")
+    parser.add_argument("--finished", action="store_true", help="train nothing: write the page from what is finished")
+    parser.add_argument("--score-again", action="store_true", help="score what was finished before as is done today")
     add_common(parser)
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = parser.parse_args(given)
@@ -275,6 +276,15 @@ def _benchmark(options: argparse.Namespace) -> None:
             print(shlex.join(["python", "Training/finetune.py", *words]))
         return
     failed: list[str] = []
+    if options.score_again:
+        with ProgressReporter(options.progress) as report:
+            score_again(
+                rows,
+                dataset,
+                options.out,
+                options.device,
+                lambda case, step: report(f"scoring {case}", step.done, step.total, step.eta_seconds),
+            )
     if not options.finished:
         failed = run_all(rows, dataset, options.out, options.slices_seen, extra, options.progress)
     groups = collect(rows, options.out)

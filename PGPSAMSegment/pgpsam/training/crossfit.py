@@ -87,7 +87,7 @@ def refine(
     """
     add_refiner(model, data, settings, choice, device=device, **more)
     dataset, spec = read_dataset(data), load_spec(model)
-    return finish(model, dataset, dataset.select(spec.training.get("held_out", ())), choice, "", device, scoring)
+    return finish(model, dataset, dataset.select(spec.training.get("held_out", ())), choice.text, "", device, scoring)
 
 
 def add_refiner(

@@ -366,19 +366,23 @@ def train_on_dataset(
         progress=progress,
         cancelled=cancelled,
     )
-    return finish(out, dataset, held if scored else (), choice, settings.start_from, device, scoring)
+    return finish(out, dataset, held if scored else (), choice.text, settings.start_from, device, scoring)
 
 
 def finish(
     folder: Path,
     dataset: Dataset,
     held: Sequence[Case],
-    choice: SliceChoice,
+    choice: str,
     start_from: str,
     device: str,
     scoring: Callable[[str, Step], None] | None = None,
 ) -> dict[str, Any] | None:
     """Score a trained model on its held-out cases; write scores, card and summary picture into its folder.
+
+    Args:
+        choice: which slices it was trained on, in words.
+        start_from: the model whose scores the card shows where no case is held out; may be empty.
 
     Returns:
         The scores' summary; None where no case is held out. Then the card shows those of the model it started from.
@@ -390,7 +394,7 @@ def finish(
         about = {
             "model": folder.name,
             "data": dataset.name,
-            "training": choice.text,
+            "training": choice,
             "held out": str(len(held)),
             "looks at every slice": str(len(LOOKS)),
         }

@@ -79,4 +79,4 @@ def ship(
         copy_pictures(find_model(twin), out)
     if not data:
         return None
-    return finish(out, dataset, held, SliceChoice(), "", device, scoring)
+    return finish(out, dataset, held, SliceChoice().text, "", device, scoring)
