@@ -93,7 +93,8 @@ def _of_organ(
         spacing: ``(dx, dy, dz)`` in mm.
         ends: whether the array's first and last slice are the scan's.
         min_voxels: smaller pieces are left out.
-        gap_mm: how far from one that stays a piece of `MIN_SHARE` of the largest may lie; inf for anywhere.
+        gap_mm: how far from one that stays a piece of `MIN_SHARE` of the largest may lie, from voxel to voxel; inf for
+            anywhere.
 
     Returns:
         ``[voxel]``, for the mask's voxels in the order of ``array[organ]``.
