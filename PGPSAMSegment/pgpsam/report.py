@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from . import __version__
 from .errors import UserError
 from .labels import Label
-from .overview import DISCLAIMER, draw, overview_png, position_text
+from .overview import DISCLAIMER, draw, overview_png
 from .pages import facts, image, page, write_whole
+from .panels import position_text
 from .segmentation import PromptPoint, Segmentation
 from .volume import Volume
 

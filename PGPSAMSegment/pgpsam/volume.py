@@ -8,62 +8,34 @@ Two axis orders, and no others:
   maps the index ``(x, y, z)`` to RAS mm.
 
 Between the two there are only permutations and flips, so nothing is ever resampled. An oblique source keeps
-its own axes, each named after the nearest anatomical direction. This module knows nothing of networks or of
-torch.
+its own axes, each named after the nearest anatomical direction. This module knows nothing of how a format or a
+DICOM series is laid out, of networks or of torch.
 """
 
 from __future__ import annotations
 
-import gzip
-import logging
 import os
-import uuid
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import nibabel as nib
 import numpy as np
-import SimpleITK as sitk
-from nibabel.filebasedimages import ImageFileError
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
-from nibabel.spatialimages import HeaderDataError, HeaderTypeError
 from numpy.typing import NDArray
 
+from .dicom import read_series
 from .errors import UserError
+from .image import ITK_IN, MAX_SHEAR, NIFTI, Image, read_image, write_image
+from .segnrrd import fields_of_segments, flatten_segments
 
 if TYPE_CHECKING:
-    from .labels import Label, LabelSet
-
-_log = logging.getLogger(__name__)
+    from .labels import LabelSet
 
 MIN_SIDE = 8  # voxels: a smaller slice holds no anatomy to find
-MAX_VOXELS = 2**31  # a header that claims more is damaged, or the volume would not fit anyway
-MAX_SHEAR = 0.01  # cosine between two axes (0.6 degrees): rounding stays far below, gantry tilt lies above
 SAME_GRID = 0.01  # voxels: the largest distance between the corners of two grids that count as one
-MAX_UNEVEN = 0.1  # slice distances: how far a slice may lie from its place in an even stack (rounded positions)
-MAX_LOCALIZER = 3  # a DICOM series of so few images is a scout, not the scan
 
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-_NIFTI = (".nii", ".nii.gz")
-_NIFTI_UNITS = {1: "metres", 3: "micrometres"}  # 2 is mm; 0, not said, is taken as mm by every program
-_ITK_IN = (".nrrd", ".nhdr", ".mha", ".mhd")
 _OUT = (".nii.gz", ".nii", ".nrrd", ".seg.nrrd", ".mha")
-_READ_ERRORS = (
-    OSError,
-    EOFError,
-    ValueError,
-    OverflowError,
-    RuntimeError,
-    zlib.error,
-    gzip.BadGzipFile,
-    ImageFileError,
-    HeaderDataError,
-    HeaderTypeError,
-)
 
 
 # --------------------------------------------------------------------------------------------------- geometry
@@ -220,7 +192,7 @@ class Volume:
             UserError: not three axes, empty, not real numbers, not finite, constant, under `MIN_SIDE` voxels
                 in an axial slice, or a geometry that `Grid.from_source` refuses.
         """
-        return _volume(_Image(np.asarray(array), np.asarray(affine)), name)
+        return _volume(Image(np.asarray(array), np.asarray(affine)), name)
 
     def restore(self, canonical_array: NDArray[Any]) -> NDArray[Any]:
         """Turns ``[..., z, y, x]`` back into the source's ``[..., k, j, i]``, contiguous, dtype kept.
@@ -231,17 +203,7 @@ class Volume:
         return np.ascontiguousarray(self.grid.to_source(canonical_array))
 
 
-@dataclass(frozen=True, eq=False)
-class _Image:
-    """What a file held: array ``[k, j, i]``, affine ``(i, j, k)`` to RAS mm, NIfTI header, NRRD fields."""
-
-    array: NDArray[Any]
-    affine: NDArray[np.float64]
-    header: Any = None
-    fields: Mapping[str, str] | None = None
-
-
-def _volume(image: _Image, name: str) -> Volume:
+def _volume(image: Image, name: str) -> Volume:
     array = image.array
     _check_axes(array.shape, name)
     if array.dtype.kind not in "iuf":
@@ -320,7 +282,7 @@ def read_volume(path: str | os.PathLike[str]) -> Volume:
     """Reads a grey-value image: NIfTI, NRRD, MHA/MHD or a folder that holds a DICOM series.
 
     A DICOM folder may hold its series one level deeper. Of several series, one is taken only if every other
-    has at most `MAX_LOCALIZER` images.
+    has at most `dicom.MAX_LOCALIZER` images.
 
     Raises:
         UserError: the path is missing or unreadable, the format is not one of these, the DICOM series is
@@ -329,7 +291,7 @@ def read_volume(path: str | os.PathLike[str]) -> Volume:
     path = Path(path)
     if path.name.lower().endswith(".seg.nrrd"):
         raise UserError(f"{path} is a segmentation, not an image", "Give the CT volume it was drawn on")
-    image = _read(path)
+    image = read_series(path) if os.path.isdir(path) else read_image(path)
     return _volume(image, volume_name(path))
 
 
@@ -389,311 +351,29 @@ def _check_same_grid(volume: Volume, grid: Grid, name: str) -> None:
     )
 
 
-def _read(path: Path) -> _Image:
-    """Whatever the path holds; more than three axes are left for the caller to refuse."""
-    if os.path.isdir(path):
-        return _read_dicom(path)
-    if not os.path.exists(path):
-        raise UserError(f"{path} does not exist", "Check the path")
-    lower = path.name.lower()
-    reader: Callable[[Path], _Image]
-    if lower.endswith(_NIFTI):
-        reader = _read_nifti
-    elif lower.endswith(_ITK_IN):
-        reader = _read_itk
-    else:
-        raise UserError(
-            f"{path} is not in a format that can be read",
-            f"Give {', '.join(_NIFTI + _ITK_IN)} or a folder with one DICOM series",
-        )
-    try:
-        return reader(path)
-    except _READ_ERRORS as error:
-        raise UserError(
-            f"{path} can't be read: {_first_line(error)}",
-            "The file may be truncated, damaged or in another format than its name says",
-        ) from error
-
-
-def _read_nifti(path: Path) -> _Image:
-    image = nib.load(path, mmap=False)
-    _check_size(image.shape, path)
-    header = image.header
-    unit = _NIFTI_UNITS.get(int(header["xyzt_units"]) & 7)
-    if unit is not None:
-        raise UserError(f"{path}: its header is in {unit}", "Convert it to mm")
-    if int(header["sform_code"]) == 0 and int(header["qform_code"]) == 0:
-        _log.warning("%s says nothing of its orientation: left and right can't be told from the file", path)
-    proxy = image.dataobj
-    if image.get_data_dtype().fields is not None:
-        raise UserError(f"{path}: it is a colour image", "Give a grey-value image such as CT")
-    scaled = (proxy.slope, proxy.inter) != (1.0, 0.0) and image.get_data_dtype().kind in "iuf"
-    array = image.get_fdata(dtype=np.float32, caching="unchanged") if scaled else proxy.get_unscaled()
-    while array.ndim > 3 and array.shape[-1] == 1:
-        array = array[..., 0]
-    while array.ndim < 3:
-        array = array[..., np.newaxis]
-    spatial = array.transpose(2, 1, 0, *range(3, array.ndim))
-    return _Image(spatial, np.asarray(image.affine, dtype=np.float64), header)
-
-
-def _read_itk(path: Path) -> _Image:
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    with _quiet_itk():
-        reader.ReadImageInformation()
-        _check_size(reader.GetSize(), path)
-        image = reader.Execute()
-    while image.GetDimension() > 3 and image.GetSize()[-1] == 1:
-        image = image[(slice(None),) * (image.GetDimension() - 1) + (0,)]
-    array = sitk.GetArrayFromImage(image)
-    if image.GetDimension() != 3:
-        array = np.moveaxis(array, 0, -1) if image.GetDimension() == 4 else array
-        return _Image(array, np.eye(4))  # refused by the caller for its axes
-    return _Image(array, _itk_affine(image), fields=_segment_fields(image))
-
-
-def _segment_fields(image: Any) -> dict[str, str]:
-    """The NRRD fields that describe segments; bytes that are not UTF-8 are replaced."""
-    keys = [key for key in image.GetMetaDataKeys() if key.startswith("Segment") and key.isascii()]
-    return {key: image.GetMetaData(key).encode("utf-8", "replace").decode() for key in keys}
-
-
-def _check_size(shape: Sequence[int], path: Path) -> None:
-    if not shape or min(shape) < 1:
-        raise UserError(f"{path}: it is empty ({' x '.join(map(str, shape))} voxels)")
-    if np.prod([float(n) for n in shape]) > MAX_VOXELS:
-        raise UserError(
-            f"{path}: its header claims {' x '.join(map(str, shape))} voxels, more than can be worked on",
-            "Check that the file is not damaged, or crop it",
-        )
-
-
-def _itk_affine(image: Any) -> NDArray[np.float64]:
-    """Index ``(i, j, k)`` to RAS mm, from an ITK image or file reader in LPS mm."""
-    lps = np.eye(4)
-    lps[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * np.asarray(image.GetSpacing())
-    lps[:3, 3] = image.GetOrigin()
-    return _LPS_TO_RAS @ lps
-
-
-@contextmanager
-def _quiet_itk() -> Iterator[None]:
-    """Keeps ITK's warnings off standard error: what matters in them is checked and said here."""
-    shown = sitk.ProcessObject.GetGlobalWarningDisplay()
-    sitk.ProcessObject.GlobalWarningDisplayOff()
-    try:
-        yield
-    finally:
-        sitk.ProcessObject.SetGlobalWarningDisplay(shown)
-
-
-def _first_line(error: BaseException) -> str:
-    """The most telling line of a library's message, without its file and line numbers."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    last = lines[-1] if lines else type(error).__name__
-    return last.rsplit("): ", 1)[-1][:200].rstrip(". ")
-
-
 def volume_name(path: Path) -> str:
     """What a volume is called: its file without folder and extension, or its DICOM folder."""
     name = path.name if path.name not in ("", "..") else path.resolve().name  # a link is called as it is called here
-    for extension in (*_NIFTI, ".seg.nrrd", *_ITK_IN):
+    for extension in (*NIFTI, ".seg.nrrd", *ITK_IN):
         if name.lower().endswith(extension) and not path.is_dir():
             return name[: -len(extension)]
     return name
 
 
-# ------------------------------------------------------------------------------------------------------ DICOM
-
-
-@dataclass(frozen=True, eq=False)
-class _Slice:
-    """One DICOM image: ``affine`` maps its index ``(i, j, 0)`` to RAS mm; ``size`` is ``(columns, rows)``."""
-
-    file: str
-    size: tuple[int, int]
-    affine: NDArray[np.float64]
-    thickness: float
-
-    @property
-    def position(self) -> NDArray[np.float64]:
-        return self.affine[:3, 3]
-
-    @property
-    def normal(self) -> NDArray[np.float64]:
-        normal: NDArray[np.float64] = np.cross(self.affine[:3, 0], self.affine[:3, 1])
-        return normal / np.linalg.norm(normal)
-
-
-def _read_dicom(folder: Path) -> _Image:
-    try:
-        slices = [_read_slice_header(file, folder) for file in _choose_series(folder)]
-        slices = sorted(slices, key=lambda each: float(each.position @ slices[0].normal))
-        affine = _stack_affine(slices, folder)
-        columns, rows = slices[0].size
-        _check_size((columns, rows, len(slices)), folder)
-        array = np.empty((len(slices), rows, columns), dtype=np.float32)
-        for k, each in enumerate(slices):
-            with _quiet_itk():
-                image = sitk.ReadImage(each.file, sitk.sitkFloat32, imageIO="GDCMImageIO")
-            array[k] = sitk.GetArrayViewFromImage(image)[0]
-    except (OSError, RuntimeError, ValueError) as error:
-        raise UserError(
-            f"{folder} can't be read: {_first_line(error)}", "Export the DICOM series again, uncompressed"
-        ) from error
-    return _Image(array, affine)
-
-
-def _choose_series(folder: Path) -> tuple[str, ...]:
-    """The files of the one scan in a folder, or in the folders right below it."""
-    found = _series_in(folder)
-    if not found:
-        found = [series for below in sorted(folder.iterdir()) if below.is_dir() for series in _series_in(below)]
-    if not found:
-        raise UserError(f"{folder} holds no DICOM images", "Give the folder that the series' files lie in")
-    scans = [files for files in found if len(files) > MAX_LOCALIZER]
-    if len(found) > 1 and len(scans) != 1:
-        listed = ", ".join(f"{_description(files[0])!r} ({len(files)} images)" for files in found[:10])
-        more = f" and {len(found) - 10} more" if len(found) > 10 else ""
-        raise UserError(
-            f"{folder} holds {len(found)} DICOM series: {listed}{more}",
-            "Put the one to segment into a folder of its own",
-        )
-    return found[0] if len(found) == 1 else scans[0]
-
-
-def _series_in(folder: Path) -> list[tuple[str, ...]]:
-    with _quiet_itk():
-        names = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
-        found = [sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), name) for name in names]
-    taken = {Path(file).name for files in found for file in files}
-    left_out = [file.name for file in sorted(folder.iterdir()) if file.name not in taken and _is_dicom(file)]
-    if left_out:
-        _log.warning("%s: %d DICOM files hold no readable image: %s", folder, len(left_out), left_out[:10])
-    return found
-
-
-def _is_dicom(file: Path) -> bool:
-    if not file.is_file():
-        return False
-    with file.open("rb") as stream:
-        return stream.read(132)[128:] == b"DICM"
-
-
-def _description(file: str) -> str:
-    try:
-        return _tag(_dicom_header(file), "0008|103e") or "no description"
-    except RuntimeError:
-        return "unreadable"
-
-
-def _dicom_header(file: str) -> Any:
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO("GDCMImageIO")
-    reader.SetFileName(file)
-    with _quiet_itk():
-        reader.ReadImageInformation()
-    return reader
-
-
-def _tag(reader: Any, key: str) -> str:
-    return str(reader.GetMetaData(key)).strip() if reader.HasMetaDataKey(key) else ""
-
-
-def _read_slice_header(file: str, folder: Path) -> _Slice:
-    reader = _dicom_header(file)
-    short = Path(file).name
-    if reader.GetDimension() != 3 or reader.GetSize()[2] != 1:
-        raise UserError(f"{folder}: {short} holds several frames in one file", "Convert it to NIfTI or NRRD first")
-    if reader.GetNumberOfComponents() != 1:
-        raise UserError(f"{folder}: {short} is a colour image", "Give the folder of the original CT series")
-    if not _tag(reader, "0020|0032") or not _tag(reader, "0020|0037"):
-        raise UserError(
-            f"{folder}: {short} says nothing of its position in the patient",
-            "Give the original axial series, not screenshots or reports",
-        )
-    thickness = _tag(reader, "0018|0088") or _tag(reader, "0018|0050")
-    columns, rows, _ = reader.GetSize()
-    return _Slice(file, (columns, rows), _itk_affine(reader), abs(float(thickness or 1.0)) or 1.0)
-
-
-def _stack_affine(slices: list[_Slice], folder: Path) -> NDArray[np.float64]:
-    """Affine of the sorted slices as one stack, index ``(i, j, k)`` to RAS mm; refuses an irregular one."""
-    first, count = slices[0], len(slices)
-    sizes = sorted({each.size for each in slices})
-    if len(sizes) > 1:
-        listed = ", ".join(f"{columns} x {rows}" for columns, rows in sizes)
-        raise UserError(f"{folder}: its images have different sizes ({listed})", "Give one series only")
-    axes = np.stack([each.affine[:3, :2] for each in slices])
-    if np.abs(axes - axes[0]).max() > 1e-3 * np.linalg.norm(axes[0, :, 0]):
-        raise UserError(f"{folder}: its images differ in orientation or pixel spacing", "Give one axial series only")
-    affine = first.affine.copy()
-    affine[:3, 2] = first.normal * first.thickness
-    if count == 1:
-        return affine
-    affine[:3, 2] = step = (slices[-1].position - first.position) / (count - 1)
-    positions = np.stack([each.position for each in slices])
-    _check_gaps(positions @ first.normal, folder)
-    along = float(step @ first.normal) / float(np.linalg.norm(step))
-    if np.sqrt(max(0.0, 1.0 - along**2)) > MAX_SHEAR:
-        tilt = np.degrees(np.arccos(min(along, 1.0)))
-        raise UserError(
-            f"{folder}: its slices are tilted by {tilt:.1f} degrees (gantry tilt)",
-            "Load it in Slicer, harden the acquisition transform and save it as NRRD or NIfTI",
-        )
-    apart = np.linalg.norm(positions - (first.position + np.arange(count)[:, None] * step), axis=1)
-    if apart.max() > MAX_UNEVEN * np.linalg.norm(step):
-        raise UserError(f"{folder}: slice {int(apart.argmax()) + 1} is shifted sideways", "Export it again")
-    return affine
-
-
-def _check_gaps(heights: NDArray[np.float64], folder: Path) -> None:
-    """Refuses doubled, missing and unevenly spaced slices.
-
-    Args:
-        heights: ``[slice]`` ascending positions along the stack in mm.
-        folder: the folder, for the message.
-    """
-    gaps = np.diff(heights)
-    usual = float(np.median(gaps))
-    if gaps.min() < 1e-3:
-        where = heights[int(gaps.argmin())]
-        raise UserError(
-            f"{folder}: several images lie at one position ({where:.2f} mm along the stack)",
-            "Give one phase or reconstruction only",
-        )
-    even = np.linspace(heights[0], heights[-1], len(heights))
-    if np.abs(heights - even).max() <= MAX_UNEVEN * usual:
-        return
-    worst = int(np.abs(gaps - usual).argmax())
-    ratio = float(gaps[worst]) / usual
-    where_to = f"between {heights[worst]:.2f} and {heights[worst + 1]:.2f} mm"
-    if ratio > 1.5 and abs(ratio - round(ratio)) < 0.1:
-        raise UserError(
-            f"{folder}: {round(ratio) - 1} slice(s) are missing {where_to} along the stack",
-            "Export the whole series again",
-        )
-    raise UserError(
-        f"{folder}: its slices are unevenly spaced ({usual:g} mm as a rule, {gaps[worst]:g} mm {where_to})",
-        "Resample it to an even spacing, in Slicer with Resample Scalar Volume",
-    )
-
-
 # ----------------------------------------------------------------------------------------------------- labels
 
 
-def _read_labels(path: Path) -> tuple[_Image, dict[int, str]]:
+def _read_labels(path: Path) -> tuple[Image, dict[int, str]]:
     if os.path.isdir(path):
         raise UserError(f"{path} is a folder, not a file of labels", "Give NIfTI, NRRD or MHA labels")
-    image = _read(path)
+    image = read_image(path)
     array = image.array
     names: dict[int, str] = {}
     if any(key.startswith("Segment0_") for key in image.fields or {}):
-        array, names = _flatten_segments(array, image.fields or {}, path)
+        array, names = flatten_segments(array, image.fields or {}, path)
     _check_axes(array.shape, str(path))
     whole = _whole_numbers(array, str(path))
-    return _Image(np.ascontiguousarray(whole), image.affine, image.header), names
+    return Image(np.ascontiguousarray(whole), image.affine, image.header), names
 
 
 def _whole_numbers(array: NDArray[Any], name: str) -> NDArray[Any]:
@@ -707,46 +387,6 @@ def _whole_numbers(array: NDArray[Any], name: str) -> NDArray[Any]:
     if array.dtype.kind == "f" and not np.array_equal(labels, array):
         raise UserError(f"{name}: its values are not whole numbers, so it is not a label map")
     return labels
-
-
-def _flatten_segments(
-    array: NDArray[Any], fields: Mapping[str, str], path: Path
-) -> tuple[NDArray[Any], dict[int, str]]:
-    """One label map ``[k, j, i]`` and its names, from layers ``[k, j, i]`` or ``[k, j, i, layer]``."""
-    layers = array[..., np.newaxis] if array.ndim == 3 else array
-    segments = []
-    number = 0
-    while (name := fields.get(f"Segment{number}_Name", fields.get(f"Segment{number}_ID"))) is not None:
-        value = _whole_field(fields, f"Segment{number}_LabelValue", 1 if layers.shape[-1] > 1 else number + 1, path)
-        layer = _whole_field(fields, f"Segment{number}_Layer", number if layers.shape[-1] > 1 else 0, path)
-        if not 0 <= layer < layers.shape[-1]:
-            raise UserError(f"{path}: segment {name!r} lies in layer {layer}, which the file does not have")
-        segments.append((name, value, layer))
-        number += 1
-    if layers.shape[-1] == 1:
-        return layers[..., 0], {value: name for name, value, _ in segments}
-
-    values = [value for _, value, _ in segments]
-    ids = values if len(set(values)) == len(values) else list(range(1, len(values) + 1))
-    flat = np.zeros(layers.shape[:3], dtype=np.uint16)
-    for segment_id, (name, value, layer) in zip(ids, segments, strict=True):
-        inside = layers[..., layer] == value
-        if flat[inside].any():
-            other = segments[ids.index(int(flat[inside].max()))][0]
-            raise UserError(
-                f"{path}: segments {other!r} and {name!r} overlap",
-                "In Slicer's Segment Editor turn overlap off, or export the segments as one label map",
-            )
-        flat[inside] = segment_id
-    return flat, dict(zip(ids, (name for name, _, _ in segments), strict=True))
-
-
-def _whole_field(fields: Mapping[str, str], key: str, default: int, path: Path) -> int:
-    text = fields.get(key, str(default))
-    try:
-        return int(text)
-    except ValueError as error:
-        raise UserError(f"{path}: its field {key} is {text!r}, not a whole number") from error
 
 
 # ---------------------------------------------------------------------------------------------------- writing
@@ -780,21 +420,8 @@ def write_array(
     if extension == ".seg.nrrd" and kind != "labels":
         raise UserError(f"{path}: .seg.nrrd holds segments, not {kind}", "Use .nrrd or .nii.gz")
     array = volume.restore(_label_dtype(canonical_array) if kind == "labels" else canonical_array.astype(np.float32))
-    partial = path.with_name(f".{uuid.uuid4().hex}.part{extension}")
-    try:
-        if extension in _NIFTI:
-            nib.save(_nifti(array, volume.grid), partial)
-        else:
-            _write_itk(partial, array, volume.grid, extension, label_set)
-        os.replace(partial, path)
-    except (OSError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or _first_line(error)
-        raise UserError(
-            f"{path} can't be written: {reason}",
-            "Check that the folder exists, may be written to and has room",
-        ) from error
-    finally:
-        partial.unlink(missing_ok=True)
+    fields = fields_of_segments(array, label_set) if extension == ".seg.nrrd" else None
+    write_image(path, extension, Image(array, volume.grid.affine, volume.grid.header, fields))
 
 
 def output_extension(path: str | os.PathLike[str]) -> str:
@@ -815,61 +442,3 @@ def _label_dtype(labels: NDArray[Any]) -> NDArray[Any]:
         return _whole_numbers(labels, "labels")
     except UserError as error:
         raise ValueError(error.message) from error
-
-
-def _nifti(array: NDArray[Any], grid: Grid) -> Any:
-    """A NIfTI image of a source array ``[k, j, i]``."""
-    data = array.transpose(2, 1, 0)
-    if grid.header is None:
-        image = nib.Nifti1Image(data, grid.affine)
-        image.set_qform(grid.affine, code="scanner")
-        image.set_sform(grid.affine, code="scanner")
-        image.header.set_xyzt_units("mm")
-        return image
-    header = grid.header.copy()
-    header.set_data_dtype(array.dtype)
-    header.set_intent("none")
-    header["cal_min"] = header["cal_max"] = 0
-    kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
-    return kind(data, grid.affine, header)
-
-
-def _write_itk(path: Path, array: NDArray[Any], grid: Grid, extension: str, label_set: LabelSet | None) -> None:
-    image = sitk.GetImageFromArray(array)
-    lps = _LPS_TO_RAS @ grid.affine
-    spacing = np.linalg.norm(lps[:3, :3], axis=0)
-    image.SetSpacing(spacing.tolist())
-    image.SetOrigin(lps[:3, 3].tolist())
-    image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
-    if extension == ".seg.nrrd":
-        for key, value in _fields_of_segments(array, label_set).items():
-            image.SetMetaData(key, value)
-    with _quiet_itk():
-        sitk.WriteImage(image, str(path), useCompression=True)
-        # ITK does not always notice a disk that fills up, so read it back before it takes the name.
-        written = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
-    if not np.array_equal(written, array, equal_nan=array.dtype.kind == "f"):
-        raise OSError("the file does not hold what was written")
-
-
-def _fields_of_segments(array: NDArray[Any], label_set: LabelSet | None) -> dict[str, str]:
-    """Slicer's NRRD fields for the ids that a label map ``[k, j, i]`` holds."""
-    known: dict[int, Label] = {label.id: label for label in label_set or ()}
-    fields = {
-        "Segmentation_MasterRepresentation": "Binary labelmap",
-        "Segmentation_ContainedRepresentationNames": "Binary labelmap|",
-        "Segmentation_ReferenceImageExtentOffset": "0 0 0",
-    }
-    ids = [int(value) for value in np.unique(array) if value]
-    for number, value in enumerate(ids):
-        inside = np.nonzero(array == value)
-        extent = " ".join(f"{axis.min()} {axis.max()}" for axis in reversed(inside))
-        segment = {"ID": f"Segment_{value}", "LabelValue": str(value), "Layer": "0", "Extent": extent}
-        segment |= {"Name": f"label {value}", "NameAutoGenerated": "0", "ColorAutoGenerated": "0"}
-        if value in known:
-            label = known[value]
-            segment["Name"] = label.name
-            segment["Color"] = " ".join(f"{channel / 255:.6f}" for channel in label.color)
-            segment["Tags"] = f"TerminologyEntry:{label.terminology}|"
-        fields |= {f"Segment{number}_{key}": text for key, text in segment.items()}
-    return fields

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from pgpsam.errors import UserError
 from pgpsam.labels import ABDOMEN, Label, LabelSet
-from pgpsam.overview import WIDTH, Panel, cut, draw, layout, overview_png, position_text
+from pgpsam.overview import draw, overview_png
+from pgpsam.panels import WIDTH, Panel, cut, layout, position_text
 from pgpsam.segmentation import PromptPoint, Segmentation
 from pgpsam.volume import Volume, read_labels_on, read_volume
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from pgpsam.errors import Cancelled, UserError
-from pgpsam.models import weights
+from pgpsam.models import transfer
 from pgpsam.models.weights import BASE_WEIGHTS, BaseWeights, cache_dir, fetch, load_state, locate
 
 CONTENT = random.Random(0).randbytes(300_000)
@@ -139,7 +139,7 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """An own cache folder, quick retries, and no proxies of the machine's."""
     folder = tmp_path / "cache"
     monkeypatch.setenv("PGPSAM_CACHE", str(folder))
-    monkeypatch.setattr(weights, "RETRY_WAITS_S", (0.01, 0.01, 0.01))
+    monkeypatch.setattr(transfer, "RETRY_WAITS_S", (0.01, 0.01, 0.01))
     for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
         monkeypatch.delenv(name)
     return folder
@@ -398,7 +398,7 @@ def test_cancel_leaves_only_the_part(serve: Callable[..., Server], cache: Path) 
 def test_cancel_is_noticed_while_waiting_for_the_next_attempt(
     serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(weights, "RETRY_WAITS_S", (60.0,))
+    monkeypatch.setattr(transfer, "RETRY_WAITS_S", (60.0,))
     server = serve(status(503))
     began = time.monotonic()
     with pytest.raises(Cancelled):

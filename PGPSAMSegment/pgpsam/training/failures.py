@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from pgpsam.overview import WINDOW, position_text
+from pgpsam.overview import WINDOW
 from pgpsam.pages import png, write_whole
+from pgpsam.panels import position_text
 from pgpsam.training.calibration import OrganSlice
 from pgpsam.volume import Volume
 
