@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 import pgpsam
 from pgpsam.errors import UserError
-from pgpsam.labels import LabelSet
+from pgpsam.labels import LabelSet, canonical_name
 from pgpsam.models.store import find_model, list_models, load_spec
 from pgpsam.models.weights import BASE_WEIGHTS, fetch
 from pgpsam.terminal import ProgressReporter, add_common, add_looks, number, print_table, run
@@ -117,7 +117,7 @@ def segment(options: argparse.Namespace) -> None:
     picture = overview_png(volume, result, options.preview) if options.preview else None
     if options.report:
         write_report(volume, result, options.report, picture)
-    dice = agreement(result.labels, segmenter.label_set, *reference) if reference else {}
+    dice = agreement(result.labels, result.label_set, *reference) if reference else {}
     rows = []
     for row in organ_table(volume, result):
         extra = [number(dice.get(row.name))] if options.reference else []
@@ -163,29 +163,29 @@ def cohort(options: argparse.Namespace) -> None:
 
 
 def check_outputs(options: argparse.Namespace) -> None:
-    """Refuse output paths that could not be written, before any work.
+    """Refuse output paths that could not be written, or would cost another file, before any work.
 
     Raises:
-        UserError: unknown extension, missing folder, or the input itself.
+        UserError: unknown extension, missing folder, a file that is read, or one path twice.
     """
     for path in (options.out, options.prompts, options.confidence):
         if path:
             output_extension(path)
+    if options.confidence and output_extension(options.confidence) == ".seg.nrrd":
+        raise UserError(f"{options.confidence}: .seg.nrrd holds segments, not confidence", "Use .nrrd or .nii.gz.")
     for path, ending in ((options.points, ".mrk.json"), (options.preview, ".png"), (options.report, ".html")):
         if path and not path.endswith(ending):
             raise UserError(f"{path} does not end in {ending}")
-    for path in (
-        options.out,
-        options.prompts,
-        options.points,
-        options.confidence,
-        options.preview,
-        options.report,
-    ):
-        if path and not Path(path).absolute().parent.is_dir():
+    read = {"the input": options.input, "the reference": options.reference}
+    read |= {"the reference's names": options.reference_names, "the base weights": options.weights}
+    taken = {os.path.realpath(path): what for what, path in read.items() if path}
+    outputs = (options.out, options.prompts, options.points, options.confidence, options.preview, options.report)
+    for path in filter(None, outputs):
+        if not Path(path).absolute().parent.is_dir():
             raise UserError(f"no such folder: {Path(path).parent}", "Make it first.")
-        if path and os.path.realpath(path) == os.path.realpath(options.input):
-            raise UserError(f"{path} is the input itself", "Give another output path.")
+        if what := taken.get(os.path.realpath(path)):
+            raise UserError(f"{path} is {what} itself", "Give another output path.")
+        taken[os.path.realpath(path)] = "another output"
 
 
 def read_reference(options: argparse.Namespace, volume: Volume) -> tuple[NDArray[np.integer], dict[int, str]]:
@@ -211,13 +211,14 @@ def agreement(
 
     Args:
         labels: ids of `label_set`, [z, y, x]. reference: given labels on the same grid.
-        names: of the reference's ids; {} where they are the model's own.
+        names: of the reference's ids, in whatever spelling `canonical_name` knows; {} where they are the model's own.
     """
-    ids = {name: identifier for identifier, name in names.items()} or {o.name: o.id for o in label_set}
+    known = names or {organ.id: organ.name for organ in label_set}
+    ids = {canonical_name(name): identifier for identifier, name in known.items()}
     scores = {}
     for label in label_set:
         ours = labels == label.id
-        theirs = reference == ids[label.name] if label.name in ids else np.zeros_like(ours)
+        theirs = reference == ids.get(canonical_name(label.name), -1)
         total = int(ours.sum()) + int(theirs.sum())
         scores[label.name] = 2.0 * int((ours & theirs).sum()) / total if total else float("nan")
     return scores

@@ -13,9 +13,10 @@ from pathlib import Path
 
 from pgpsam.errors import UserError
 from pgpsam.looks import LOOKS
+from pgpsam.memory import is_memory_error
 from pgpsam.pages import csv_bytes, write_whole
 from pgpsam.report import OrganRow, organ_table, overview_png
-from pgpsam.segmenter import Segmenter, Step, is_memory_error
+from pgpsam.segmenter import Segmenter, Step
 from pgpsam.volume import output_extension, read_volume, volume_name, write_array
 
 TABLE = "organs.csv"
@@ -63,7 +64,8 @@ def segment_cohort(
     Writes NAME + extension (labels on the volume's own grid), NAME.png where `pictures` is set, and organs.csv, which
     is whole after every volume: a row for each organ that was found, with mL, mean HU, mean confidence 0..1, the number
     of slices, the slices to check (counted from 1, the lowest), whether the scan cuts it off, and the volume's path; a
-    volume without any organ has one row.
+    volume without any organ has one row. The model is named with the first digits of its tensors' SHA-256, for another
+    one may come to bear its name.
 
     Args:
         sources: the volumes by the names of their results.
@@ -95,7 +97,7 @@ def segment_cohort(
         labels, picture = out / f"{name}{extension}", out / f"{name}.png"
         mark = {
             "volume": name,
-            "model": segmenter.name,
+            "model": f"{segmenter.name}@{segmenter.version}",
             "looks": str(looks),
             "asked_for": asked,
             "source": str(source.resolve()),
@@ -114,11 +116,13 @@ def segment_cohort(
             say(f"{name}: {error if isinstance(error, UserError) else 'not enough memory'}")
             failed.append(name)
             continue
-        write_array(labels, result.labels, volume, "labels", result.label_set)
         found = [_figures(row) for row in organ_table(volume, result) if row.ml > 0]
         others = [row for row in read_table(out) if row["volume"] != name]
         rows = others + [{**mark, **figures} for figures in found or [{}]]
+        # A former result goes first and its row comes before it: whatever stops here, the volume is done again.
+        labels.unlink(missing_ok=True)
         write_whole({out / TABLE: csv_bytes(_COLUMNS, rows)})
+        write_array(labels, result.labels, volume, "labels", result.label_set)
         if pictures:
             overview_png(volume, result, picture)
         say(f"{name}: {len(found)} organs in {sum(result.seconds.values()):.0f} s")

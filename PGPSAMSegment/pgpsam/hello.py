@@ -104,13 +104,13 @@ def _cuda_device(number: int) -> dict[str, Any]:
     """A card is tried and not only asked: a torch built for other cards sees it, but cannot compute on it."""
     import torch
 
+    from pgpsam.device import refusal
+
     name = f"cuda:{number}"
     properties = torch.cuda.get_device_properties(number)
-    why = ""
-    try:
-        (torch.ones(8, device=name) + 1).sum().item()
-    except RuntimeError as error:
-        why = f"this build of torch ({torch.__version__}) cannot compute on it: {_first_sentence(error)}."
+    why = refusal(name)
+    if why:
+        why = f"this build of torch ({torch.__version__}) cannot compute on it: {_first_sentence(why)}."
     return _device(name, properties.name, properties.total_memory, why)
 
 
@@ -119,9 +119,9 @@ def _no_cuda(error: BaseException) -> str:
 
     if torch.version.cuda is None:
         return "The engine's torch was built without CUDA, so no NVIDIA graphics card can be used."
-    return f"No NVIDIA graphics card can be used: {_first_sentence(error)}."
+    return f"No NVIDIA graphics card can be used: {_first_sentence(str(error) or type(error).__name__)}."
 
 
-def _first_sentence(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
+def _first_sentence(text: str) -> str:
+    text = " ".join(text.split())
     return text.split(". ")[0].rstrip(". ")

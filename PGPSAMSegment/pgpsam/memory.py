@@ -1,4 +1,4 @@
-"""What the process does with memory: keeps what it freed for the next batch, and tells its peak.
+"""What the process does with memory: keeps what it freed for the next batch, tells its peak, and knows its lack.
 
 Every step allocates and frees the same tens of megabytes; glibc returns such blocks to the kernel at once, and getting
 them again, page by page, costs more time on a CPU than the arithmetic of many layers does.
@@ -15,6 +15,12 @@ if TYPE_CHECKING:  # the worker must not wait for torch before it is needed
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8  # malloc.h
 MEGABYTE = 1 << 20
+LACK = (
+    "out of memory",  # CUDA, cuDNN and Apple's devices
+    "alloc_failed",  # CUDA's libraries: CUBLAS_STATUS_ALLOC_FAILED
+    "not enough memory",  # the CPU's allocator on Windows, and this project's own message
+    "can't allocate memory",  # the CPU's allocator on Linux and macOS
+)
 
 
 def keep_freed_memory() -> bool:
@@ -24,6 +30,12 @@ def keep_freed_memory() -> bool:
     mallopt = ctypes.CDLL(None).mallopt
     wishes = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2047 * MEGABYTE), (M_TOP_PAD, 64 * MEGABYTE), (M_ARENA_MAX, 1))
     return all(mallopt(name, value) == 1 for name, value in wishes)
+
+
+def is_memory_error(error: BaseException) -> bool:
+    """Whether memory ran out, in whatever way Python, numpy or torch say so; it does not import torch."""
+    text = f"{type(error).__name__}: {error}".lower()
+    return isinstance(error, MemoryError) or "outofmemory" in text or any(words in text for words in LACK)
 
 
 def peak_memory_gb(device: torch.device) -> float:

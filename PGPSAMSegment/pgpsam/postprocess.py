@@ -5,6 +5,7 @@ Arrays in, arrays out; it knows nothing of networks or files.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -80,7 +81,10 @@ def clean_up(
         label_set, spacing: as for `keep_components`.
     """
     kept = keep_components(labels, label_set, spacing)
-    return kept, np.where(kept == labels, confidence, 1 - confidence)
+    changed = kept != labels
+    fitting = confidence.copy()
+    fitting[changed] = 1 - fitting[changed]
+    return kept, fitting
 
 
 def _of_organ(
@@ -117,15 +121,23 @@ def _linked(
 ) -> NDArray[np.bool_]:
     """Which of the candidates lie within a gap of the largest piece, or of another candidate that does, and so on."""
     linked = np.full(len(candidates), not np.isfinite(gap_mm))
+    sizes_mm = tuple(reversed(spacing))
     reached = pieces == largest
     while not linked.all():
-        distance = ndimage.distance_transform_edt(~reached, tuple(reversed(spacing)))
-        near = np.array(ndimage.minimum(distance, pieces, candidates)) <= gap_mm
+        around = _around(reached, [math.ceil(gap_mm / mm) for mm in sizes_mm])  # the whole scan would take gigabytes
+        distance = ndimage.distance_transform_edt(~reached[around], sizes_mm)
+        near = np.isin(candidates, pieces[around][distance <= gap_mm])
         if not (near & ~linked).any():
             break
         linked |= near
         reached |= np.isin(pieces, candidates[linked])
     return linked
+
+
+def _around(mask: NDArray[np.bool_], margins: Sequence[int]) -> tuple[slice, ...]:
+    """The box of a mask that is not empty, and so many voxels more on every side of it."""
+    box = ndimage.find_objects(mask.view(np.uint8))[0]
+    return tuple(slice(max(0, side.start - more), side.stop + more) for side, more in zip(box, margins, strict=True))
 
 
 def hanging(organ: NDArray[np.bool_], spacing: Sequence[float]) -> NDArray[np.bool_]:

@@ -19,7 +19,8 @@ from pgpsam.device import autocast, choose_device
 from pgpsam.errors import Cancelled, UserError
 from pgpsam.labels import LabelSet
 from pgpsam.looks import LOOKS
-from pgpsam.models.store import ModelSpec, find_model, load_model
+from pgpsam.memory import is_memory_error
+from pgpsam.models.store import ModelSpec, find_model, fingerprint, load_model
 from pgpsam.models.weights import base_state
 from pgpsam.network.base import LoraSettings, upsample
 from pgpsam.network.lora import merge_lora, put_tensors
@@ -65,6 +66,7 @@ class Segmenter:
         device: 'auto', 'cpu', 'cuda', 'cuda:N' or 'mps'.
         refiner: makes what corrects the slices' answers as one volume, called when the slices are done, because its
             library takes seconds to load; None leaves the answers as they are.
+        version: tells models of one name apart.
 
     Raises:
         UserError: no such device.
@@ -78,11 +80,12 @@ class Segmenter:
         name: str,
         device: str = "auto",
         refiner: Callable[[], VolumeRefiner] | None = None,
+        version: str = "",
     ) -> None:
         self.device = choose_device(device)
         self.network = network.to(self.device).to(memory_format=torch.channels_last).eval()
         self.make_refiner = refiner
-        self.label_set, self.preparation, self.name = label_set, preparation, name
+        self.label_set, self.preparation, self.name, self.version = label_set, preparation, name, version
         self.batch = BATCH[self.device.type]
 
     @classmethod
@@ -101,7 +104,9 @@ class Segmenter:
         own, refining = split_tensors(tensors)
         network = restore_network(spec, own, weights)
         refiner = partial(restore_refiner, len(spec.labels) + 1, spec.refiner, refining, spec.name)
-        return cls(network, spec.labels, preparation_of(spec), spec.name, device, refiner if refining else None)
+        make_refiner = refiner if refining else None
+        version = fingerprint(folder)
+        return cls(network, spec.labels, preparation_of(spec), spec.name, device, make_refiner, version)
 
     @cached_property
     def refiner(self) -> VolumeRefiner | None:
@@ -192,6 +197,8 @@ class Segmenter:
                 progress(Step("refine", 0, 1, 0.0))
             corrected = stack.correct(self.correction(stack))
             for z in todo:
+                if cancelled and cancelled():
+                    raise Cancelled("cancelled while segmenting")
                 write(z, corrected(z))
             if progress:
                 progress(Step("refine", 1, 1, 0.0))
@@ -317,12 +324,6 @@ def body_slices(volume: Volume) -> list[int]:
     """Canonical z of the slices that show more than air."""
     found: list[int] = np.flatnonzero(body_mask(volume.array).mean((1, 2)) >= BODY_SHARE).tolist()
     return found
-
-
-def is_memory_error(error: BaseException) -> bool:
-    """Whether torch or Python ran out of memory; the CPU's allocator raises a plain RuntimeError."""
-    texts = ("not enough memory", "can't allocate memory")  # on Windows; on Linux and macOS
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(text in str(error) for text in texts)
 
 
 def preparation_of(spec: ModelSpec) -> Preparation:

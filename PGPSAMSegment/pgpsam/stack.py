@@ -122,7 +122,8 @@ class Stack:
 
         def corrected(z: int) -> Tensor:
             logits = self.logits[z].to(change.device).float()
-            own = torch.einsum("z,czhw->chw", weights[z], change)
+            near = weights[z].nonzero()[:, 0]  # two planes at most
+            own = torch.einsum("z,czhw->chw", weights[z][near], change[:, near])
             return logits + F.interpolate(own[None], logits.shape[-2:], mode="bilinear", align_corners=False)[0]
 
         return corrected

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from pgpsam.errors import Cancelled, UserError
 from pgpsam.looks import LOOKS
-from pgpsam.memory import keep_freed_memory
+from pgpsam.memory import is_memory_error, keep_freed_memory
 
 console = Console(stderr=True)
 
@@ -33,6 +33,13 @@ def run(main: Callable[[argparse.Namespace], None], options: argparse.Namespace)
         if options.debug:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if not is_memory_error(error):
+            raise
+        if options.debug:
+            traceback.print_exc()
+        print("error: not enough memory. Close other programs, or crop the volume.", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, Cancelled) as stop:
         print(f"cancelled{f': {stop}' if str(stop) else ''}", file=sys.stderr)
@@ -85,6 +92,10 @@ class ProgressReporter:
                     self.bars.update(old.id, visible=not old.finished)
                 self.tasks[stage] = self.bars.add_task(stage, total=total, note="")
             self.bars.update(self.tasks[stage], completed=done, total=total, note=note)
+
+    def each(self, doing: str) -> Callable[[str, Any], None]:
+        """What shows the steps of segmenting case after case: called with a case's name and its `segmenter.Step`."""
+        return lambda case, step: self(f"{doing} {case}", step.done, step.total, step.eta_seconds)
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:

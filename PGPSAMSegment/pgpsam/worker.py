@@ -24,7 +24,7 @@ from pgpsam.errors import Cancelled, UserError
 from pgpsam.finetune_job import finetune
 from pgpsam.hello import hello
 from pgpsam.jobs import Job, ProtocolError, Warm, segment, suggest
-from pgpsam.memory import keep_freed_memory
+from pgpsam.memory import is_memory_error, keep_freed_memory
 
 JOBS: dict[str, Callable[[Job, Warm], dict[str, Any]]] = {
     "hello": lambda job, warm: hello(),
@@ -196,7 +196,7 @@ def describe_error(error: Exception) -> dict[str, Any]:
         kind, message, hint = "cancelled", "cancelled", ""
     elif isinstance(error, ProtocolError):
         kind, message, hint = "protocol", str(error), "The engine and its caller are of different versions."
-    elif is_out_of_memory(error):
+    elif is_memory_error(error):
         kind, message = "memory", error.message if isinstance(error, UserError) else "not enough memory"
         hint = "Close other programs, or choose the CPU as the device."
     elif isinstance(error, UserError):
@@ -211,17 +211,6 @@ def describe_error(error: Exception) -> dict[str, Any]:
             "Check the path, its permissions and the disk.",
         )
     return {"event": "error", "kind": kind, "message": " ".join(message.split()), "hint": hint}
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out, in whatever way torch or numpy say so."""
-    if isinstance(error, MemoryError):
-        return True
-    if "pgpsam.segmenter" not in sys.modules:
-        return False
-    from pgpsam.segmenter import is_memory_error
-
-    return is_memory_error(error)
 
 
 # ---------------------------------------------------------------------------------------------------- process

@@ -13,7 +13,10 @@ import nibabel
 import numpy as np
 import pytest
 
-from pgpsam.cli import print_agreement
+from pgpsam.cli import agreement, print_agreement
+from pgpsam.cohort import segment_cohort
+from pgpsam.labels import ABDOMEN
+from pgpsam.segmenter import Segmenter
 from pgpsam.volume import write_array
 from phantoms import make_phantom
 
@@ -67,6 +70,9 @@ def test_segment_writes_everything_on_the_inputs_grid(ct, quick_model, tmp_path)
         (["CT", "-o", "out.xyz"], "out.xyz"),
         (["CT", "-o", "nowhere/out.nii.gz"], "no such folder"),
         (["CT", "-o", "CT"], "is the input itself"),
+        (["CT", "-o", "mine.nii.gz", "--reference", "mine.nii.gz"], "is the reference itself"),
+        (["CT", "-o", "out.nii.gz", "--prompts", "./out.nii.gz"], "is another output itself"),
+        (["CT", "-o", "out.nii.gz", "--confidence", "sure.seg.nrrd"], "holds segments, not confidence"),
         (["CT", "-o", "out.nii.gz", "--organs", "brain"], "brain"),
         (["CT", "-o", "out.nii.gz", "--model", "no-such-model"], "no-such-model"),
         (["CT", "-o", "out.nii.gz", "--device", "cuda:9"], "cuda:9"),
@@ -148,6 +154,27 @@ def test_a_cohort_goes_on_after_a_failure_and_after_a_stop(ct, quick_model, tmp_
         assert len(list(csv.DictReader(file))) == len(rows)
 
 
+def test_a_cohort_goes_on_wherever_it_was_stopped_and_knows_its_model(ct, quick_model, tmp_path, monkeypatch):
+    segmenter, said = Segmenter.load(quick_model, "cpu"), []
+
+    def run():
+        said.clear()
+        assert segment_cohort(segmenter, {"ct": ct}, tmp_path, pictures=False, say=said.append) == []
+        return "done before" in said[0]
+
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    for place in ("organ_table", "write_whole", "write_array"):
+        with monkeypatch.context() as patched:
+            patched.setattr(f"pgpsam.cohort.{place}", stopped)
+            with pytest.raises(KeyboardInterrupt):
+                run()
+        assert not run(), f"nothing was done when it stopped in {place}"
+        assert run()
+        segmenter.version += "1"  # a model of the same name that was trained anew
+
+
 def test_a_cohort_refuses_names_that_collide_and_files_that_are_not_there(ct, quick_model, tmp_path):
     twin = tmp_path / "ct.nrrd"
     twin.write_bytes(b"")
@@ -211,6 +238,17 @@ def test_agreement_with_a_reference(ct, quick_model, tmp_path):
     ours, theirs = (np.asarray(nibabel.load(tmp_path / name).dataobj) for name in ("a.nii.gz", "drawn.nii.gz"))
     dice = [2 * ((ours == i) & (theirs == i)).sum() / ((ours == i).sum() + (theirs == i).sum()) for i in (1, 6)]
     assert f"mean Dice {np.mean(dice):.3f} of the organs that either shows" in done.stdout
+
+
+def test_agreement_is_of_the_organs_that_were_asked_for_however_the_reference_writes_them(ct, quick_model, tmp_path):
+    words = ["--model", quick_model, "--progress", "none", "--organs", "liver"]
+    assert pgpsam("segment", ct, "-o", tmp_path / "a.seg.nrrd", *words).returncode == 0
+    again = pgpsam("segment", ct, "-o", tmp_path / "b.nii.gz", *words, "--reference", tmp_path / "a.seg.nrrd")
+    assert "mean Dice 1.000 of the organs that either shows" in again.stdout, again.stdout + again.stderr
+    ours, theirs = np.array([[[0, 3]]], np.uint8), np.array([[[0, 4]]], np.uint8)
+    kidney = ABDOMEN.select(["left kidney"])
+    assert agreement(ours, kidney, theirs, {4: "Kidney_Left"}) == {"left kidney": 1.0}
+    assert agreement(ours, kidney, theirs, {4: "spleen"}) == {"left kidney": 0.0}
 
 
 def test_agreement_leaves_out_organs_that_neither_shows(capsys):

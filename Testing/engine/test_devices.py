@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from choosing import choose_samples
+from pgpsam.device import choose_device, refusal
 from pgpsam.errors import Cancelled
 from pgpsam.models.store import load_spec
 from pgpsam.segmenter import Segmenter
@@ -45,6 +46,21 @@ def test_a_device_segments_as_the_cpu_does(quick_model, device, looks):
     assert not (differ & (expected.confidence > 0.6)).any()
     assert np.abs(result.confidence - expected.confidence).mean() < 0.02
     assert result.device.startswith(device)
+
+
+def test_auto_takes_the_first_card_that_computes(monkeypatch):
+    """The cards are stand-ins: of three, the first is one that this torch was not built for."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr("pgpsam.device.refusal", lambda card: "no kernel image" if card == "cuda:0" else "")
+    assert choose_device("auto") == torch.device("cuda:1")
+    monkeypatch.setattr("pgpsam.device.refusal", lambda card: "no kernel image")
+    assert choose_device("auto").type in ("cpu", "mps")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a machine without CUDA is wanted")
+def test_a_card_that_is_not_there_says_why():
+    assert refusal("cuda:0")
 
 
 def losses(folder: Path) -> list[float]:

@@ -8,9 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from pgpsam.labels import ABDOMEN
-from pgpsam.postprocess import GAP_MM, HANGING, MIN_ML, MIN_SHARE, NECK_MM, clean_up, hanging, keep_components
+from pgpsam.postprocess import (
+    GAP_MM,
+    HANGING,
+    MIN_ML,
+    MIN_SHARE,
+    NECK_MM,
+    _linked,
+    clean_up,
+    hanging,
+    keep_components,
+)
 from pgpsam.volume import read_labels
 
 SPLEEN, LIVER, AORTA, PORTAL_VEIN, PANCREAS, UNKNOWN = 1, 6, 8, 10, 11, 99
@@ -83,6 +94,20 @@ def test_large_pieces_stay_where_a_gap_of_missed_slices_parts_them() -> None:
     labels[20:22, 2, 0:2] = PANCREAS  # 4 voxels, 30 mm above the last
     expected[4, 2, 6] = 0
     np.testing.assert_array_equal(keep(labels, spacing), expected)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_how_far_pieces_lie_apart_is_measured_near_the_organ_as_in_the_whole_scan(seed: int) -> None:
+    spacing, mask = (2.0, 1.5, 5.0), np.random.default_rng(seed).random((14, 20, 22)) > 0.985
+    pieces, count = ndimage.label(ndimage.binary_dilation(mask), np.ones((3, 3, 3)))
+    assert count > 6
+    candidates = np.arange(2, count + 1)
+    expected, before = {1}, set()
+    while before != expected:
+        before = set(expected)
+        distance = ndimage.distance_transform_edt(~np.isin(pieces, list(before)), spacing[::-1])
+        expected |= {int(i) for i in candidates if distance[pieces == i].min() <= 8.0}
+    assert set(candidates[_linked(pieces, 1, candidates, spacing, 8.0)]) == expected - {1}
 
 
 def test_organs_do_not_join_each_other_nor_take_each_others_voxels() -> None:

@@ -273,6 +273,16 @@ class _FileRecord:
     sha256: str
 
 
+def fingerprint(folder: Path) -> str:
+    """What tells models of one name apart: the first digits of the SHA-256 of their tensors.
+
+    Raises:
+        UserError: no model.json there, or a damaged one.
+    """
+    _, records = _read_spec(folder)
+    return hashlib.sha256("".join(record.sha256 for record in records).encode()).hexdigest()[:8]
+
+
 def _read_spec(folder: Path) -> tuple[ModelSpec, list[_FileRecord]]:
     path = folder / SPEC_FILE
     if not os.path.isdir(folder):
