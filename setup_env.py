@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Sets up PGPSAMSegment's engine and runs it: `python3 setup_env.py install`, `demo`, `view` or `test`.
 
-Everything is installed into `.venv` beside this file (or into the folder that PGPSAM_VENV names); nothing
-outside it changes. Standard library only: this file runs before anything is installed, never imports the
-engine, and keeps to a syntax that Python 3.6 can read, so that old Pythons get as far as the line below.
+Everything is installed into `.venv` beside this file (or into the folder that PGPSAM_VENV names); nothing outside
+it changes, unless `install --slicer` is to tell a Slicer of it. Standard library only: this file runs before
+anything is installed, never imports the engine, and keeps to a syntax that Python 3.6 can read, so that old Pythons
+get as far as the line below.
 """
 
 import sys
@@ -46,6 +47,7 @@ DEFAULT_INDEX = "https://pypi.org/simple"
 GB = 10**9
 CUDA_SPACE = 8 * GB
 CPU_SPACE = 2 * GB
+SLICER_SECONDS = 300  # a first start on a slow disk
 # What breaks first when an installation is incomplete: compiled libraries, then the engine itself.
 PROBE = "import torch, torchvision, segment_anything, pgpsam"
 
@@ -662,14 +664,49 @@ def write_whole(path: Path, content: bytes) -> None:
 # ---------------------------------------------------------------- the commands
 
 
-def install(environment: Environment, wish: Wish) -> int:
+def install(environment: Environment, wish: Wish, slicer: Path | None = None) -> int:
+    program = slicer_program(slicer) if slicer else None  # a wrong path is said before the work
     environment.ensure(wish)
     say(f"installed in {environment.folder}; next: python3 setup_env.py demo")
+    if program:
+        connect_slicer(environment, program)
     if environment.recorded_build() == "auto" and sys.platform.startswith("linux") and not has_nvidia_driver():
         say("no NVIDIA driver found: the engine runs on the CPU (with --cuda cpu it takes 6 GB less)")
     if environment.recorded_build() == "auto" and sys.platform == "win32" and has_nvidia_driver():
         say("an NVIDIA driver was found; torch with CUDA for it: python3 setup_env.py install --cuda cu128")
     return 0
+
+
+def slicer_program(path: Path) -> Path:
+    """Slicer's program, of its folder, of its bundle on macOS, or itself."""
+    for place in (path, path / "Slicer", path / "Slicer.exe", path / "Contents" / "MacOS" / "Slicer"):
+        if place.is_file():
+            return place
+    raise SetupError(f"--slicer {path}: there is no Slicer; give its folder or its program")
+
+
+def connect_slicer(environment: Environment, program: Path) -> None:
+    """Has Slicer add the module's folder to its settings, and take the environment for its engine."""
+    code = "import json, platform, pgpsam; print(json.dumps([platform.python_version(), pgpsam.__version__]))"
+    python_version, version = json.loads(environment.answer("-c", code))
+    order = {"python": str(environment.python), "python_version": python_version, "version": version}
+    module = PROJECT / "PGPSAMSegment"
+    by_hand = f"in Slicer, Edit, Application Settings, Modules, add {module} to the additional module paths"
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder) / "answer.json"
+        script = module / "PGPSAMSegmentLib" / "connect.py"
+        command = [str(program), "--no-splash", "--no-main-window", "--ignore-slicerrc", "--python-script", str(script)]
+        variables = child_environment(PGPSAM_CONNECT=json.dumps({**order, "answer": str(answer)}))
+        try:
+            subprocess.run(command, env=variables, timeout=SLICER_SECONDS)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise SetupError(f"{program} could not be used ({error}); {by_hand}") from error
+        if not answer.is_file():
+            raise SetupError(f"{program} did not do it, the lines above may say why; {by_hand}")
+        done = json.loads(answer.read_text(encoding="utf-8"))
+    say("Slicer finds the module when it starts again" if done["module"] else "Slicer knows the module already")
+    if not done["engine"]:
+        say("the engine that was installed in Slicer stays; Engine, Remove in the module makes place for this one")
 
 
 def cached_sample(environment: Environment, wish: Wish) -> dict[str, Path]:
@@ -786,7 +823,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "and runs it. Running it again is quick, and repairs an installation that was cut short.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="install | demo | view | test")
-    commands.add_parser("install", parents=[common], help="set up the engine")
+    installer = commands.add_parser("install", parents=[common], help="set up the engine, and Slicer with it")
+    installer.add_argument(
+        "--slicer",
+        metavar="PATH",
+        type=lambda text: Path(text).expanduser().absolute(),
+        help="a Slicer's folder or program: it will find the module, and the module this engine",
+    )
     demo_help = "set up the engine, segment a sample CT and write the results into demo/"
     commands.add_parser("demo", parents=[common], help=demo_help, description=demo_help)
     view_help = "set up the engine and segment a CT in a web page, on this machine alone"
@@ -818,7 +861,9 @@ def dispatch(options: argparse.Namespace, pytest_arguments: list[str]) -> int:
         return test(environment, wish, pytest_arguments)
     if options.command == "view":
         return view(environment, wish, options.file, options.port, not options.no_browser)
-    return {"install": install, "demo": demo}[options.command](environment, wish)
+    if options.command == "install":
+        return install(environment, wish, options.slicer)
+    return demo(environment, wish)
 
 
 def main(arguments: list[str]) -> int:

@@ -8,6 +8,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import io
+import json
 import os
 import re
 import shutil
@@ -63,6 +64,23 @@ while (here / "hold").exists():
     time.sleep(0.05)
 setup()
 """
+STANDIN_SLICER = """#!{python}
+import json, pathlib, runpy, sys, types
+file = pathlib.Path(__file__).with_name("settings.json")
+class Settings:
+    def value(self, key):
+        return json.loads(file.read_text()).get(key) if file.exists() else None
+    def setValue(self, key, value):
+        file.write_text(json.dumps({{key: value}}))
+    def sync(self):
+        pass
+home = str(file.parent)
+app = types.SimpleNamespace(revisionUserSettings=Settings, toSlicerHomeAbsolutePath=lambda path: home + "/" + path
+    if not path.startswith("/") else path)
+sys.modules["slicer"] = types.SimpleNamespace(app=app)
+assert "--no-main-window" in sys.argv
+runpy.run_path(sys.argv[sys.argv.index("--python-script") + 1], run_name="__main__")
+"""
 CHECK = "import sys; print('ran', *sys.argv[1:]); sys.exit({status})"
 
 
@@ -106,7 +124,8 @@ def sha256(content: bytes) -> str:
 def make_project(folder: Path) -> Path:
     package = folder / "PGPSAMSegment" / "pgpsam"
     package.mkdir(parents=True)
-    (package / "__init__.py").touch()
+    (package / "__init__.py").write_text("__version__ = '0.1.0'\n")
+    shutil.copytree(ROOT / "PGPSAMSegment" / "PGPSAMSegmentLib", package.parent / "PGPSAMSegmentLib")
     (package / "__main__.py").write_text("import sys; print('engine:', sys.argv[1:])")
     browser = folder / "Testing" / "browser"
     browser.mkdir(parents=True)
@@ -525,6 +544,54 @@ class TestSample:
         assert "--wheels" in str(error.value)
 
 
+class TestSlicer:
+    """`install --slicer`, with a stand-in for Slicer's program: it runs the script that it is given, and its settings
+    are a JSON file."""
+
+    @pytest.fixture
+    def slicer(self, tmp_path: Path) -> Path:
+        folder = tmp_path / "Slicer 5.10"
+        folder.mkdir()
+        (folder / "Slicer").write_text(STANDIN_SLICER.format(python=sys.executable), encoding="utf-8")
+        (folder / "Slicer").chmod(0o755)
+        return folder
+
+    def settings(self, slicer: Path) -> object:
+        return json.loads((slicer / "settings.json").read_text(encoding="utf-8"))["Modules/AdditionalPaths"]
+
+    def test_slicer_finds_the_module_and_the_module_the_engine(
+        self, installed: Path, slicer: Path, tmp_path: Path
+    ) -> None:
+        (slicer / "settings.json").write_text('{"Modules/AdditionalPaths": "lib/mine"}')
+        data = {"XDG_DATA_HOME": str(tmp_path / "data")}
+        result = run_setup(installed, "install", "--slicer", slicer, **data)
+        assert result.returncode == 0, result.stderr
+        assert "finds the module when it starts again" in result.stdout
+        assert self.settings(slicer) == ["lib/mine", str(installed / "PGPSAMSegment")]
+        engine = tmp_path / "data" / "PGPSAMSegment" / "engine" / "engine.json"
+        assert json.loads(engine.read_text())["python"] == str(installed / ".venv" / "bin" / "python")
+
+        engine.write_text(engine.read_text().replace('"own"', '"cpu"'))  # one that was installed in Slicer
+        before = engine.read_bytes()
+        result = run_setup(installed, "install", "--slicer", slicer / "Slicer", **data)
+        assert "knows the module already" in result.stdout
+        assert "the engine that was installed in Slicer stays" in result.stdout
+        assert (len(self.settings(slicer)), engine.read_bytes()) == (2, before)
+
+    def test_a_slicer_that_does_not_do_it_is_told_with_what_to_do_by_hand(
+        self, installed: Path, slicer: Path, tmp_path: Path
+    ) -> None:
+        data = tmp_path / "data" / "PGPSAMSegment" / "engine"
+        data.mkdir(parents=True)
+        (data / "mine.txt").touch()
+        result = run_setup(installed, "install", "--slicer", slicer, XDG_DATA_HOME=str(tmp_path / "data"))
+        assert (result.returncode, "holds other files" in result.stderr) == (2, True)
+        line = next(line for line in result.stderr.splitlines() if line.startswith("setup_env.py: "))
+        assert "did not do it" in line
+        assert "additional module paths" in line
+        assert not (slicer / "settings.json").exists()
+
+
 class TestCommandLine:
     @pytest.mark.parametrize(
         ("arguments", "says"),
@@ -534,6 +601,7 @@ class TestCommandLine:
             (["install", "--cuda", "gpu"], "use auto, cpu, or a CUDA version"),
             (["install", "--cuda", "cpu", "--wheels", "."], "no say with --wheels"),
             (["install", "--wheels", "/no/such/folder"], "no such folder"),
+            (["install", "--slicer", "/no/such/folder"], "there is no Slicer"),
             (["view", "/no/such/ct.nii.gz"], "no such file or folder"),
             (["view", "--port", "0"], "use a number from 1 to 65535"),
         ],
