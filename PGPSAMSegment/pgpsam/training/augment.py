@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from monai.transforms import (
+    CenterSpatialCrop,
     Compose,
     Rand2DElasticd,
     RandAdjustContrastd,
@@ -23,6 +24,7 @@ from monai.transforms import (
     RandSimulateLowResolutiond,
     ResizeWithPadOrCropd,
 )
+from monai.transforms.utils import create_control_grid, create_grid
 from monai.utils import convert_to_tensor
 from torch import Tensor
 
@@ -40,8 +42,9 @@ class Augmentation:
         scale: size factor within 1 - scale .. 1 + scale.
         shear: within plus and minus.
         shift: fraction of the canvas by which the body moves.
-        elastic_pixels: (low, high) magnitude of the elastic displacement, at control points 32 pixels apart.
-        noise: standard deviation of Gaussian noise, in units of the window.
+        elastic_pixels: (low, high) range of the elastic displacement's standard deviation, at control points 32 pixels
+            apart.
+        noise: largest standard deviation of Gaussian noise, in units of the window.
         brightness, contrast: shift and relative scale of the intensities.
         gamma: range of the exponent.
         unenhanced: how often the drawn organs lose a random share of their contrast agent.
@@ -65,6 +68,29 @@ class Augmentation:
     distractors: float = 0.0
     coarse: float = 0.0
     cropped: float = 0.0
+
+
+class Bend(Rand2DElasticd):
+    """MONAI's random affine and elastic deformation, but for its ripple.
+
+    MONAI interpolates the deformed control points themselves, bicubically, which does not reproduce a straight line:
+    without any deformation, pixels would move by up to 2 and scales change by a quarter, at the same places of every
+    canvas. Here only the control points' offsets are interpolated, and the affine map is exact.
+    """
+
+    def __call__(self, data: dict[str, Tensor]) -> dict[str, Tensor]:
+        """data: "image" [C, H, W] and "labels" [1, H, W]."""
+        self.randomize(None)
+        elastic, size = self.rand_2d_elastic, self.rand_2d_elastic.spatial_size
+        elastic.randomize(size)
+        spacing = elastic.deform_grid.spacing
+        moved = elastic.deform_grid(size) - create_control_grid(size, spacing, backend="torch")
+        moved = F.interpolate(moved[None], scale_factor=[float(s) for s in spacing], mode="bicubic")[0]
+        grid = elastic.rand_affine_grid(grid=create_grid(size, backend="torch") + CenterSpatialCrop(size)(moved))
+        made = dict(data)
+        for key, mode, padding in self.key_iterator(made, self.mode, self.padding_mode):
+            made[key] = elastic.resampler(made[key], grid, mode=mode, padding_mode=padding)
+        return made
 
 
 class ContrastAgent(RandomizableTransform):
@@ -206,7 +232,7 @@ class Augmenter:
         shift = tuple(s.shift * side for side in canvas)
         self.transform = Compose(
             [
-                Rand2DElasticd(
+                Bend(
                     keys,
                     spacing=(32, 32),
                     magnitude_range=s.elastic_pixels,
