@@ -26,7 +26,9 @@ if TYPE_CHECKING:  # the worker must not wait for torch before it is needed
 
 def finetune(job: Job, warm: Warm) -> dict[str, Any]:
     """ "finetune": a new model folder from a data set's folder, or from the cases that the request brings."""
+    from pgpsam.network.methods import make_settings
     from pgpsam.training.card import model_card
+    from pgpsam.training.data import read_dataset
     from pgpsam.training.finetune import Progress
     from pgpsam.training.finetune import finetune as train
     from pgpsam.training.run import SliceChoice, train_on_dataset
@@ -41,17 +43,19 @@ def finetune(job: Job, warm: Warm) -> dict[str, Any]:
     out = Path(job.need("out", str))
     name = job.get("name", str, out.resolve().name)
     check_model_name(name)
-    settings = training_settings(job)
+    if method := job.get("method", str, ""):
+        make_settings(method, {})  # an unknown one is refused before the data is read
+    dataset = read_dataset(job.need("data", str)) if job.request.get("data") is not None else None
+    label_set = dataset.labels if dataset else exchange.organs_from_json(job.need("labels", list))
+    settings = training_settings(job, label_set.names)
     device = warm.device(job.get("device", str, "auto"))
     common: dict[str, Any] = {"name": name, "device": device, "progress": step, "cancelled": job.stop.is_set}
     summary: dict[str, Any] | None = None
     warm.clear()
-    if job.request.get("data") is not None:
-        data = job.need("data", str)
+    if dataset:
         job.progress("prepare", 0, 1)
-        summary = train_on_dataset(data, out, settings, SliceChoice(), scoring=scoring, **common)
+        summary = train_on_dataset(dataset, out, settings, SliceChoice(), scoring=scoring, **common)
     else:
-        label_set = exchange.organs_from_json(job.need("labels", list))
         samples = case_samples(job, label_set, settings)
         job.progress("training", 0, settings.iterations)  # the first step takes long: it encodes many slices
         told = {"data": "annotated in 3D Slicer", "choice": "the slices that were annotated", "held_out": []}
@@ -62,15 +66,18 @@ def finetune(job: Job, warm: Warm) -> dict[str, Any]:
     return {"folder": str(out.resolve()), "model": spec.name, "score": score_line(spec), "scores": summary}
 
 
-def training_settings(job: Job) -> TrainingSettings:
+def training_settings(job: Job, organs: Sequence[str]) -> TrainingSettings:
     """The method's recipe, or that of the model to start from, with the request's settings over it.
+
+    Args:
+        organs: the names of what is to be learned, which decide the method where none is asked for.
 
     Raises:
         UserError: an unknown method, setting or model.
     """
     from pgpsam.network.methods import default_method
     from pgpsam.slices import Preparation
-    from pgpsam.training.commands import apply
+    from pgpsam.training.overrides import apply
     from pgpsam.training.recipes import recipe
 
     start = job.get("start_from", str, "")
@@ -85,24 +92,11 @@ def training_settings(job: Job) -> TrainingSettings:
             start_from=start,
         )
     else:
-        settings = recipe(job.get("method", str, "") or default_method(organs_of(job)), iterations)
+        settings = recipe(job.get("method", str, "") or default_method(organs), iterations)
     settings = apply(settings, job.get("settings", dict, {}))
     if settings.iterations < 1:
         raise UserError(f"{settings.iterations} iterations are none", "Train for at least one.")
     return settings
-
-
-def organs_of(job: Job) -> Sequence[str]:
-    """The names of what is to be learned.
-
-    Raises:
-        UserError: labels or a data set that cannot be read.
-    """
-    from pgpsam.training.data import read_dataset
-
-    if job.request.get("data") is not None:
-        return read_dataset(job.need("data", str)).labels.names
-    return exchange.organs_from_json(job.need("labels", list)).names
 
 
 def check_model_name(name: str) -> None:

@@ -13,6 +13,7 @@ from pgpsam.models.compact import SCALE, compact, expand
 from pgpsam.models.store import load_model, load_spec, save_model
 from pgpsam.training.card import model_card
 from pgpsam.training.commands import ship_main
+from pgpsam.training.data import read_dataset
 from pgpsam.training.run import SliceChoice, train_on_dataset
 from pgpsam.training.shipping import ship
 
@@ -62,7 +63,12 @@ def scored(phantoms, quick_settings, tmp_path_factory) -> Path:
     """A model of two patients, scored on the third."""
     out = tmp_path_factory.mktemp("scored") / "m"
     train_on_dataset(
-        phantoms, out, replace(quick_settings, iterations=4), SliceChoice(shots=4), device="cpu", command="a"
+        read_dataset(phantoms),
+        out,
+        replace(quick_settings, iterations=4),
+        SliceChoice(shots=4),
+        device="cpu",
+        command="a",
     )
     return out
 
@@ -91,7 +97,9 @@ def test_a_model_of_every_patient_shows_its_twins_scores(
 ) -> None:
     whole, out = tmp_path / "whole", tmp_path / "given"
     choice = SliceChoice(shots=4)
-    train_on_dataset(phantoms, whole, replace(quick_settings, iterations=2), choice, hold_out=[], device="cpu")
+    train_on_dataset(
+        read_dataset(phantoms), whole, replace(quick_settings, iterations=2), choice, hold_out=[], device="cpu"
+    )
     ship(str(whole), out, twin=str(scored))
     assert "`m`, trained in the same way without the patients that follow, on case_2" in (out / "CARD.md").read_text()
     assert (out / "validation" / "confidence.png").is_file()

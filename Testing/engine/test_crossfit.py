@@ -15,6 +15,7 @@ from pgpsam.network.volume_refiner import PREFIX
 from pgpsam.segmenter import Segmenter
 from pgpsam.training.commands import refine_main
 from pgpsam.training.crossfit import REFINING, fold_settings, folds_of, refine
+from pgpsam.training.data import read_dataset
 from pgpsam.training.finetune import Progress, TrainingSettings, finetune
 from pgpsam.training.refining import RefinerSettings
 from pgpsam.training.run import SliceChoice, train_on_dataset
@@ -28,7 +29,9 @@ SLICES = SliceChoice(shots=4)
 def scored(phantoms: Path, quick_settings: TrainingSettings, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of two patients, scored on the third."""
     out = tmp_path_factory.mktemp("scored") / "m"
-    train_on_dataset(phantoms, out, replace(quick_settings, iterations=4), SLICES, device="cpu", command="first")
+    train_on_dataset(
+        read_dataset(phantoms), out, replace(quick_settings, iterations=4), SLICES, device="cpu", command="first"
+    )
     return out
 
 
@@ -70,16 +73,15 @@ def test_a_stopped_run_goes_on_and_ends_with_a_model_that_refines(
     monkeypatch.setattr("pgpsam.training.run.finetune", watch)
 
     def run(**more: object) -> dict | None:
-        return refine(
-            model, phantoms, settings, SLICES, folds=2, refining=QUICK, device="cpu", progress=note, **more
-        )  # fmt: skip
+        same: dict = {"folds": 2, "refining": QUICK, "device": "cpu", "progress": note}
+        return refine(model, read_dataset(phantoms), settings, SLICES, **same, **more)
 
     with pytest.raises(Cancelled):
         run(cancelled=lambda: trained[-1:] == ["without fold 2 of 2"])
     assert seen == {"fold1": {"case_1"}, "fold2": {"case_0"}}
     assert load_spec(model) == before
     with pytest.raises(UserError, match="other settings than now"):
-        refine(model, phantoms, replace(settings, lr=1.0), SLICES, folds=2, refining=QUICK, device="cpu")
+        refine(model, read_dataset(phantoms), replace(settings, lr=1.0), SLICES, folds=2, refining=QUICK, device="cpu")
     summary = run(command="python Training/refine.py ...")
     assert trained == ["without fold 1 of 2", "without fold 2 of 2", "refiner"]
     assert not (model / REFINING).exists()
@@ -100,14 +102,47 @@ def test_a_stopped_run_goes_on_and_ends_with_a_model_that_refines(
     assert set(result.labels.flat) <= {0, 1, 6}
 
 
+def test_a_stopped_run_does_not_go_on_with_other_folds_or_another_list(
+    phantoms: Path, quick_settings: TrainingSettings, tmp_path: Path
+) -> None:
+    """A finished fold would answer about patients that it has learned from, or have learned from other slices."""
+    model, listed, settings = tmp_path / "m", tmp_path / "list.csv", replace(quick_settings, iterations=1)
+    rows = "case,slice\ncase_0,2\ncase_1,2\ncase_2,2\n"
+    listed.write_text(rows, encoding="utf-8")
+    train_on_dataset(read_dataset(phantoms), model, settings, SliceChoice(listed), hold_out=[], device="cpu")
+    trained: list[str] = []
+
+    def run(folds: int) -> None:
+        refine(
+            model,
+            read_dataset(phantoms),
+            settings,
+            SliceChoice(listed),
+            folds=folds,
+            refining=QUICK,
+            device="cpu",
+            progress=lambda what, _: trained.append(what),
+            cancelled=lambda: trained[-1:] == ["without fold 2 of 3"],
+        )
+
+    with pytest.raises(Cancelled):
+        run(3)
+    with pytest.raises(UserError, match=r"fold1 was trained on case_2.*delete"):
+        run(2)
+    listed.write_text(f"{rows}case_2,3\n", encoding="utf-8")
+    with pytest.raises(UserError, match="other slices or other settings than now"):
+        run(3)
+    assert trained == ["without fold 1 of 3", "without fold 2 of 3"]
+
+
 def test_a_model_that_starts_from_a_refined_one_keeps_the_refiner(
     phantoms: Path, model: Path, quick_settings: TrainingSettings, tmp_path: Path
 ) -> None:
     settings = replace(quick_settings, iterations=2)
     (model / "curves.csv").unlink()  # as shipped models are
-    refine(model, phantoms, settings, SLICES, folds=2, hold_out=["case_1"], refining=QUICK, device="cpu")
+    refine(model, read_dataset(phantoms), settings, SLICES, folds=2, hold_out=["case_1"], refining=QUICK, device="cpu")
     own, out = replace(settings, start_from=str(model)), tmp_path / "next"
-    train_on_dataset(phantoms, out, own, SLICES, device="cpu", scored=False)
+    train_on_dataset(read_dataset(phantoms), out, own, SLICES, device="cpu", scored=False)
     spec, tensors = load_model(out)
     former, others = load_model(model)
     assert spec.refiner == former.refiner

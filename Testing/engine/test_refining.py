@@ -113,7 +113,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
             answers, 3, settings, CPU, state=state,
             progress=lambda p: seen.append(p.iteration), cancelled=lambda: len(seen) == 3,
         )  # fmt: skip
-    with pytest.raises(UserError, match="other settings or slices"):
+    with pytest.raises(UserError, match="other settings, slices or labels"):
         train_refiner(answers, 3, replace(settings, seed=1), CPU, state=state)
     resumed = train_refiner(answers, 3, settings, CPU, state=state, progress=lambda p: seen.append(p.iteration))
     assert seen == [1, 2, 3, 4, 5, 6]

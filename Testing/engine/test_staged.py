@@ -10,6 +10,7 @@ import pytest
 
 from pgpsam.errors import Cancelled, UserError
 from pgpsam.training.commands import finetune_main
+from pgpsam.training.data import read_dataset
 from pgpsam.training.finetune import Progress, TrainingSettings
 from pgpsam.training.recipes import recipe
 from pgpsam.training.refining import RefinerSettings
@@ -50,7 +51,7 @@ def test_a_run_that_is_stopped_in_its_second_stage_goes_on_there(
 
     def train(**more: object) -> object:
         return train_in_stages(
-            phantoms, out, settings, SLICES, device="cpu", refining=REFINING, progress=note, **more
+            read_dataset(phantoms), out, settings, SLICES, device="cpu", refining=REFINING, progress=note, **more
         )  # fmt: skip
 
     with pytest.raises(Cancelled):
@@ -62,7 +63,7 @@ def test_a_run_that_is_stopped_in_its_second_stage_goes_on_there(
     wider = replace(settings.preparation, spacing_mm=2.5)
     for other in (replace(settings, seed=1), replace(settings, preparation=wider)):
         with pytest.raises(UserError, match="other settings than now"):
-            train_in_stages(phantoms, out, other, SLICES, device="cpu", resume=True)
+            train_in_stages(read_dataset(phantoms), out, other, SLICES, device="cpu", resume=True)
     assert (out / STAGES / "coarse" / "model.json").stat().st_mtime_ns == before
     summary = train(resume=True, command="python Training/finetune.py --staged")
     assert seen == ["coarse", "fine", "without fold 1 of 2", "without fold 2 of 2", "refiner", "taught"]

@@ -3,6 +3,7 @@
 import argparse
 import json
 import shutil
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -14,16 +15,17 @@ from safetensors.torch import load_file
 from choosing import choose_samples
 from pgpsam.errors import Cancelled, UserError
 from pgpsam.labels import LabelSet
+from pgpsam.models.store import load_model, load_spec, save_model
 from pgpsam.network.base import Distillation, Output
-from pgpsam.network.methods import METHODS, make_settings
+from pgpsam.network.methods import METHODS, build_network, make_settings
 from pgpsam.segmenter import Segmenter
-from pgpsam.slices import frame_volume, scale_labels
+from pgpsam.slices import Preparation, frame_volume, scale_labels
 from pgpsam.training.augment import Augmentation, Augmenter, ContrastAgent, CropFieldOfView, Distract
 from pgpsam.training.batches import Order
 from pgpsam.training.card import copy_pictures
 from pgpsam.training.commands import finetune_main, settings_of
 from pgpsam.training.data import IGNORED, annotated_slices, load_case, read_dataset, read_slice_list
-from pgpsam.training.finetune import TrainingSettings, finetune, learning_rate
+from pgpsam.training.finetune import TrainingSettings, finetune, learning_rate, make_optimizer
 from pgpsam.training.losses import class_weights, distillation_loss, segmentation_loss, total_loss
 from pgpsam.training.recipes import recipe, usual_iterations
 from pgpsam.training.run import SliceChoice, evaluate, split_cases, train_on_dataset
@@ -127,6 +129,12 @@ def test_choices_by_list_fraction_and_number(phantoms, tmp_path, quick_settings)
     shots = choose_samples(dataset, cases, SliceChoice(shots=3, fully_annotated=True), quick_settings)
     assert len(shots) == 3
     assert all(s.labels.any() for s in shots)
+    text = SliceChoice(listed=tmp_path / "list.csv").text
+    assert text.startswith("slices of list.csv (SHA-256 ")
+    (tmp_path / "list.csv").write_text("case,slice\ncase_0,0\n")
+    assert SliceChoice(listed=tmp_path / "list.csv").text != text  # another list of that name
+    with pytest.raises(UserError, match="cannot read the slice list"):
+        _ = SliceChoice(listed=tmp_path / "none.csv").text
     with pytest.raises(UserError, match="only 8 slices"):
         choose_samples(dataset, cases, SliceChoice(shots=99), quick_settings)
     with pytest.raises(UserError, match="not by several"):
@@ -306,14 +314,35 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(phantoms, quick_model, q
         )  # fmt: skip
     assert {path.name for path in tmp_path.iterdir()} == {"training.pt", "curves.csv"}
     # Nor with other slices: it has learned from the first ones, and may be scored on their patient now.
-    for those, settings in ((samples, replace(quick_settings, lr=1.0)), (samples[1:], quick_settings)):
-        with pytest.raises(UserError, match="other settings or slices"):
+    corrected = [replace(samples[0], labels=samples[0].labels.flip(1)), *samples[1:]]
+    for those, settings in (
+        (samples, replace(quick_settings, lr=1.0)),
+        (samples[1:], quick_settings),
+        (corrected, quick_settings),
+    ):
+        with pytest.raises(UserError, match="other settings, slices or labels"):
             finetune(those, dataset.labels, settings, tmp_path, name="quick", device="cpu", resume=True)
     finetune(samples, dataset.labels, quick_settings, tmp_path, name="quick", device="cpu", resume=True)
     straight, resumed = (load_file(f / "adapter.safetensors") for f in (quick_model, tmp_path))
     assert straight.keys() == resumed.keys()
     for name, value in straight.items():
         assert torch.allclose(value.float(), resumed[name].float(), atol=2e-3), name
+    curves = (np.loadtxt(f / "curves.csv", delimiter=",", skiprows=1)[:, :4] for f in (quick_model, tmp_path))
+    np.testing.assert_allclose(*curves, rtol=1e-3)  # all but the seconds
+
+
+def test_a_stopped_run_does_not_go_on_from_another_model(phantoms, quick_model, quick_settings, tmp_path):
+    """Its model would name the other one, and have its refiner, but not its weights."""
+    dataset = read_dataset(phantoms)
+    start, out = shutil.copytree(quick_model, tmp_path / "start"), tmp_path / "m"
+    settings = replace(quick_settings, iterations=2, start_from=str(start))
+    samples = choose_samples(dataset, dataset.cases[:1], SliceChoice(), settings)
+    with pytest.raises(Cancelled):
+        finetune(samples, dataset.labels, settings, out, name="m", device="cpu", cancelled=lambda: True)
+    spec, tensors = load_model(start)
+    save_model(start, spec, {name: value + 1 for name, value in tensors.items()})
+    with pytest.raises(UserError, match="other settings, slices or labels"):
+        finetune(samples, dataset.labels, settings, out, name="m", device="cpu", resume=True)
 
 
 def test_resume_without_a_stopped_run(phantoms, quick_settings, tmp_path):
@@ -325,7 +354,7 @@ def test_resume_without_a_stopped_run(phantoms, quick_settings, tmp_path):
 
 def test_from_a_data_set_to_a_scored_model(phantoms, quick_settings, tmp_path):
     settings = replace(quick_settings, iterations=2)
-    summary = train_on_dataset(phantoms, tmp_path / "m", settings, SliceChoice(), device="cpu")
+    summary = train_on_dataset(read_dataset(phantoms), tmp_path / "m", settings, SliceChoice(), device="cpu")
     assert [case["case"] for case in summary["cases"]] == ["case_2"]
     spec = json.loads((tmp_path / "m" / "model.json").read_text())
     assert spec["scores"]["split"] == ["case_2"]
@@ -347,6 +376,26 @@ def test_from_a_data_set_to_a_scored_model(phantoms, quick_settings, tmp_path):
     assert again["all"]["dice"] == summary["all"]["dice"]
     with pytest.raises(UserError, match="trained on"):
         evaluate(tmp_path / "m", phantoms, tmp_path / "scores", cases=["case_0"], device="cpu")
+
+
+def test_the_volumes_are_gone_when_the_training_begins(phantoms, quick_settings, tmp_path, monkeypatch):
+    """The samples are all that it needs; the volumes of a large data set take many times their memory."""
+    volumes, left = [], []
+
+    def load(*arguments):
+        loaded = load_case(*arguments)
+        volumes.append(weakref.ref(loaded.volume))
+        return loaded
+
+    def watch(*arguments, **more):
+        left.extend(volume() for volume in volumes)
+        return finetune(*arguments, **more)
+
+    monkeypatch.setattr("pgpsam.training.run.load_case", load)
+    monkeypatch.setattr("pgpsam.training.run.finetune", watch)
+    settings = replace(quick_settings, iterations=1)
+    train_on_dataset(read_dataset(phantoms), tmp_path / "m", settings, SliceChoice(), device="cpu", scored=False)
+    assert left == [None, None]
 
 
 def test_starting_from_a_trained_model(phantoms, quick_model, quick_settings, tmp_path):
@@ -382,18 +431,22 @@ def test_a_model_teaches_slices_that_nobody_annotated(phantoms, quick_model, qui
     settings = replace(quick_settings, iterations=2, start_from=str(quick_model))
     choice = SliceChoice(shots=2)
     arguments = {"hold_out": ["case_2"], "teachers": [str(quick_model)], "device": "cpu"}
-    train_on_dataset(phantoms, tmp_path / "m", settings, choice, **arguments)
+    train_on_dataset(read_dataset(phantoms), tmp_path / "m", settings, choice, **arguments)
     spec = json.loads((tmp_path / "m" / "model.json").read_text())
     assert spec["training"]["taught_by"] == {"name": "quick", "cases": ["case_0", "case_1"], "commands": []}
     assert (spec["training"]["slices"], spec["training"]["guessed_slices"]) == (2, 4)
     assert "Taught by `quick` on 4 slices" in (tmp_path / "m" / "CARD.md").read_text()
     with pytest.raises(UserError, match="no slice is left for"):
-        train_on_dataset(phantoms, tmp_path / "n", settings, SliceChoice(fully_annotated=True), **arguments)
+        train_on_dataset(
+            read_dataset(phantoms), tmp_path / "n", settings, SliceChoice(fully_annotated=True), **arguments
+        )
     # A case that the new model would be scored on may not reach it through its teacher nor through its start.
     for start, teachers in (("", [str(quick_model)]), (str(quick_model), [])):
         seen = {"hold_out": ["case_0"], "teachers": teachers, "device": "cpu"}
         with pytest.raises(UserError, match="was trained on case_0: a score there would say nothing"):
-            train_on_dataset(phantoms, tmp_path / "n", replace(settings, start_from=start), choice, **seen)
+            train_on_dataset(
+                read_dataset(phantoms), tmp_path / "n", replace(settings, start_from=start), choice, **seen
+            )
     assert not (tmp_path / "n").exists()
 
 
@@ -446,7 +499,7 @@ def test_the_probe_trains_on_features_that_are_encoded_once(phantoms, tmp_path):
 @pytest.mark.parametrize("method", sorted({*METHODS} - {"pgp", "probe"}))
 def test_every_other_method_goes_from_a_data_set_to_a_model_that_segments(phantoms, tmp_path, method):
     settings = replace(recipe(method), iterations=2, batch=2, canvas=(56, 112))
-    summary = train_on_dataset(phantoms, tmp_path / "m", settings, SliceChoice(), device="cpu")
+    summary = train_on_dataset(read_dataset(phantoms), tmp_path / "m", settings, SliceChoice(), device="cpu")
     assert [case["case"] for case in summary["cases"]] == ["case_2"]
     spec = json.loads((tmp_path / "m" / "model.json").read_text())
     assert (spec["method"], spec["backbone"]) == (method, settings.backbone)
@@ -468,6 +521,23 @@ def test_a_frozen_encoder_keeps_only_necks_where_the_method_needs_no_more(phanto
     dataset = read_dataset(phantoms)
     samples = choose_samples(dataset, dataset.cases[:1], SliceChoice(), settings)
     finetune(samples, dataset.labels, settings, tmp_path / "m", name="m", device="cpu")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_decays_and_at_which_rate_it_learns(method):
+    """Matrices decay, but for biases of any shape and prototypes; SAM's transformer has a rate of its own."""
+    settings = replace(recipe(method), lr=1.0, published_lr=0.5, weight_decay=0.1)
+    network = build_network(method, settings.backbone, 3, {}, None)
+    names = {id(value): name for name, value in network.named_parameters() if value.requires_grad}
+    seen = []
+    for group in make_optimizer(network, settings).param_groups:
+        for value in group["params"]:
+            name = names[id(value)]
+            seen.append(name)
+            still = value.ndim < 2 or "bias" in name or name.startswith("prototypes.")
+            assert group["weight_decay"] == (0.0 if still else 0.1), name
+            assert group["lr"] == (0.5 if name.startswith("decoder.transformer.") else 1.0), name
+    assert sorted(seen) == sorted(names.values())
 
 
 @pytest.mark.parametrize(
@@ -615,16 +685,31 @@ def test_what_the_command_line_trains_where_nothing_is_said(phantoms, quick_mode
             parser.add_argument(name)
         parser.add_argument("--iterations", type=int)
         parser.add_argument("--set", nargs="*", default=[])
-        parser.set_defaults(data=phantoms, staged=False, seed=0, device="cpu")
-        return settings_of(parser.parse_args(words))
+        parser.set_defaults(staged=False, seed=0, device="cpu")
+        return settings_of(parser.parse_args(words), read_dataset(phantoms))
 
     assert settings() == recipe("pgsam")
     onwards = settings("--start-from", str(quick_model))
     assert (onwards.method, onwards.settings["alpha"]) == ("pgp", 2)
     assert settings("--start-from", str(quick_model), "--method", "pgsam").settings == {}
+    assert settings("--start-from", str(quick_model), "--set", "window=[0,200]").preparation.window == (0.0, 200.0)
     assert settings("--iterations", "7", "--set", "iterations=9").iterations == 7
     assert settings("--set", "iterations=9").iterations == 9
     assert settings("--iterations", "999").dice_weight == (0.5, 0.8)
     assert settings("--iterations", "1000").dice_weight == (0.5, 0.5)  # long enough for the other recipe
     for method, device, count in (("pgsam", "cuda", 1700), ("pgsam", "cpu", 450), ("unet", "cuda", 2000)):
         assert usual_iterations(method, torch.device(device)) == count
+
+
+def test_a_model_goes_on_with_the_window_and_the_channels_that_it_knows(phantoms, quick_settings, tmp_path):
+    """At the default's pixel size: a model of coarse pixels goes on at fine ones."""
+    dataset = read_dataset(phantoms)
+    first = Preparation(window=(-100.0, 200.0), spacing_mm=2.0, offsets_mm=(-5.0, 0.0, 5.0))
+    settings = replace(quick_settings, iterations=1, preparation=first)
+    samples = choose_samples(dataset, dataset.cases[:1], SliceChoice(), settings)
+    start = finetune(samples, dataset.labels, settings, tmp_path / "start", name="start", device="cpu")
+    words = ["--data", str(phantoms), "--out", str(tmp_path / "m"), "--start-from", str(start), "--iterations", "1"]
+    words += ["--hold-out", "--device", "cpu", "--progress", "none", "--set", "batch=2", "canvas=[56,112]"]
+    assert finetune_main(words) == 0
+    made = Preparation.from_json(load_spec(tmp_path / "m").preparation)
+    assert made == replace(first, spacing_mm=1.5)

@@ -11,7 +11,7 @@ from pgpsam.network.attention import CosineLogits, to_tokens
 class PPG(nn.Module):
     """Dense and sparse prompts for a batch of slices.
 
-    P^_inter = FC([P_inter, P_inter P_intra^T]);
+    P^_inter = FC([P_inter, P_inter P_intra^T / sqrt(C)]);
     D = MLP(softmax over prototypes(F_I P^_inter^T) P^_inter)             dense, one vector a position (eq. 6)
     S = MLP(softmax over positions(P_intra F_I^T) F_I)                    sparse, one token a class    (eq. 7)
 

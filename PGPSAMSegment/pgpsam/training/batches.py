@@ -1,8 +1,12 @@
 """Where a training step's encoded slices come from.
 
-Encoding a slice up to the first adapted layer costs as much as the rest of a training step, and its result never
-changes: what is encoded once is used several times. A step's batch follows from the seed and the step's number
-alone, so that a resumed run continues exactly, after encoding again what it had in memory.
+What `encoder.lower` gives of a view never changes in a run: it is made once and used several times. Where LoRA adapts
+TinyViT's last stage alone, or nothing, that is all below the last stage, which costs as much as the rest of a training
+step. By default LoRA adapts every stage; then `lower` hands the image on, as SAM's ViT always does, and replay saves
+only the augmentation.
+
+A step's batch follows from the seed and the step's number alone, so that a resumed run continues exactly, after making
+again what it had in memory.
 """
 
 from __future__ import annotations
@@ -64,13 +68,13 @@ class Order:
 class Replay:
     """Batches from a ring of the latest views; a view is a slice in one random variation.
 
-    Every step encodes a few new views, up to the first adapted layer, and draws its batch from the ring.
+    Every step makes a few new views, as far as `encoder.lower` goes, and draws its batch from the ring.
 
     Args:
         network: encodes.
         samples, order, augmenter: what is shown, in which order, how varied.
         batch: slices a step.
-        replay: how often a view is used, on average; 1 encodes a new batch for every step.
+        replay: how often a view is used, on average; 1 makes a new batch for every step.
         seed: of the variations and the draws.
     """
 

@@ -1,9 +1,8 @@
-"""The command lines of `Training/`: arguments in, calls of `training.run`, tables out."""
+"""The command lines of `Training/`: arguments in, calls of the rooms beside this one, tables out."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -15,15 +14,15 @@ from typing import Any
 from pgpsam.device import choose_device
 from pgpsam.errors import UserError
 from pgpsam.models.store import find_model, load_spec
-from pgpsam.network.methods import METHODS, default_method, make_settings
+from pgpsam.network.methods import METHODS, default_method
 from pgpsam.slices import Preparation
 from pgpsam.terminal import ProgressReporter, add_common, add_looks, number, print_table, run
-from pgpsam.training.augment import Augmentation
 from pgpsam.training.benchmark import AMOUNTS, collect, page, plan, plot, run_all, score_again
 from pgpsam.training.benchmark import arguments as run_arguments
 from pgpsam.training.crossfit import FOLDS, fold_settings, refine
-from pgpsam.training.data import read_dataset
+from pgpsam.training.data import Dataset, read_dataset
 from pgpsam.training.finetune import Progress, TrainingSettings
+from pgpsam.training.overrides import apply, checked, parse_settings
 from pgpsam.training.recipes import recipe, usual_iterations
 from pgpsam.training.refining import RefinerSettings
 from pgpsam.training.run import SliceChoice, evaluate, train_on_dataset
@@ -44,7 +43,12 @@ def finetune_main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--backbone", help="default: lite_medsam, or none for a method from scratch")
     add_slices(parser)
     parser.add_argument("--hold-out", nargs="*", metavar="CASE", help="cases to keep for scoring (none: no names)")
-    parser.add_argument("--start-from", metavar="MODEL", help="a trained model with the same organs to go on from")
+    parser.add_argument(
+        "--start-from",
+        metavar="MODEL",
+        help="a trained model with the same organs to go on from, with its window and channels; the pixel size is the "
+        "default's or what --set spacing_mm says",
+    )
     parser.add_argument(
         "--teacher",
         nargs="+",
@@ -64,15 +68,12 @@ def finetune_main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="go on with a stopped run in --out")
     add_common(parser)
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    options = parser.parse_args(given)
-    words = [word for word in given if word != "--resume"]
-    options.command = shlex.join(["python", "Training/finetune.py", *words])
-    return run(_finetune, options)
+    return run(_finetune, parsed(parser, arguments))
 
 
 def _finetune(options: argparse.Namespace) -> None:
-    settings = settings_of(options)
+    dataset = read_dataset(options.data)
+    settings = settings_of(options, dataset)
     choice = slices_of(options)
     if options.staged and options.teacher:
         raise UserError("a staged run is its own teacher", "Leave out --teacher or --staged.")
@@ -87,7 +88,7 @@ def _finetune(options: argparse.Namespace) -> None:
         if options.staged:
             train = partial(train_in_stages, progress=lambda stage, p: tell(f"training, {stage}", p))
         summary = train(
-            options.data,
+            dataset,
             options.out,
             settings,
             choice,
@@ -97,22 +98,23 @@ def _finetune(options: argparse.Namespace) -> None:
             device=options.device,
             resume=options.resume,
             command=options.command,
-            labelling=lambda case, step: report(f"labelling {case}", step.done, step.total, step.eta_seconds),
-            scoring=lambda case, step: report(f"scoring {case}", step.done, step.total, step.eta_seconds),
+            labelling=report.each("labelling"),
+            scoring=report.each("scoring"),
         )
     print(f"model written to {options.out}")
     if summary:
         print_summary(summary, f"{options.out.name}: held-out cases, all slices")
 
 
-def settings_of(options: argparse.Namespace) -> TrainingSettings:
-    """The recipe of the method, and of the model to start from its method and settings, with what was given over it.
+def settings_of(options: argparse.Namespace, dataset: Dataset) -> TrainingSettings:
+    """The recipe of the method, and of the model to start from its method, settings, window and channels, with what
+    was given over it. The pixel size is the recipe's: a coarse model goes on at fine pixels.
 
     Raises:
-        UserError: no such model or data set, or a setting that cannot be used.
+        UserError: no such model, or a setting that cannot be used.
     """
     start = load_spec(find_model(options.start_from)) if options.start_from else None
-    method = options.method or (start.method if start else default_method(read_dataset(options.data).labels.names))
+    method = options.method or (start.method if start else default_method(dataset.labels.names))
     values = parse_settings(options.set)
     set_iterations = checked("iterations", values.pop("iterations", 0), 0)
     iterations = options.iterations or set_iterations
@@ -121,7 +123,9 @@ def settings_of(options: argparse.Namespace) -> TrainingSettings:
     else:
         settings = recipe(method, iterations or usual_iterations(method, choose_device(options.device)))
     if start and start.method == method:
-        settings = replace(settings, settings=start.settings)
+        theirs = Preparation.from_json(start.preparation)
+        seen = replace(settings.preparation, window=theirs.window, offsets_mm=theirs.offsets_mm)
+        settings = replace(settings, settings=start.settings, preparation=seen)
     settings = replace(apply(settings, values), seed=options.seed, start_from=options.start_from or "")
     return replace(settings, backbone=options.backbone) if options.backbone else settings
 
@@ -161,10 +165,7 @@ def refine_main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="a setting of the folds' models")
     parser.add_argument("--seed", type=int, default=0)
     add_common(parser)
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    options = parser.parse_args(given)
-    options.command = shlex.join(["python", "Training/refine.py", *given])
-    return run(_refine, options)
+    return run(_refine, parsed(parser, arguments))
 
 
 def _refine(options: argparse.Namespace) -> None:
@@ -178,7 +179,7 @@ def _refine(options: argparse.Namespace) -> None:
     with ProgressReporter(options.progress) as report:
         summary = refine(
             options.model,
-            options.data,
+            read_dataset(options.data),
             settings,
             slices_of(options),
             folds=options.folds,
@@ -187,8 +188,8 @@ def _refine(options: argparse.Namespace) -> None:
             device=options.device,
             command=options.command,
             progress=lambda what, p: report(what, p.iteration, p.iterations, p.eta_seconds, f"loss {p.loss:.3f}"),
-            labelling=lambda case, step: report(f"answers for {case}", step.done, step.total, step.eta_seconds),
-            scoring=lambda case, step: report(f"scoring {case}", step.done, step.total, step.eta_seconds),
+            labelling=report.each("answers for"),
+            scoring=report.each("scoring"),
         )
     print(f"{options.model} has a volume refiner")
     if held := load_spec(options.model).refiner.get("held_out"):
@@ -213,10 +214,7 @@ def ship_main(arguments: Sequence[str] | None = None) -> int:
         "--scores-of", default="", metavar="MODEL", help="show the scores of a model trained alike on fewer patients"
     )
     add_common(parser)
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    options = parser.parse_args(given)
-    options.command = shlex.join(["python", "Training/ship.py", *given])
-    return run(_ship, options)
+    return run(_ship, parsed(parser, arguments))
 
 
 def _ship(options: argparse.Namespace) -> None:
@@ -230,7 +228,7 @@ def _ship(options: argparse.Namespace) -> None:
             twin=options.scores_of,
             device=options.device,
             command=options.command,
-            scoring=lambda case, step: report(f"scoring {case}", step.done, step.total, step.eta_seconds),
+            scoring=report.each("scoring"),
         )
     size = sum(path.stat().st_size for path in options.out.rglob("*.safetensors")) / 1e6
     print(f"model written to {options.out}, {size:.1f} MB of weights")
@@ -260,10 +258,7 @@ def benchmark_main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--finished", action="store_true", help="train nothing: write the page from what is finished")
     parser.add_argument("--score-again", action="store_true", help="score what was finished before as is done today")
     add_common(parser)
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    options = parser.parse_args(given)
-    options.command = shlex.join(["python", "Training/benchmark.py", *given])
-    return run(_benchmark, options)
+    return run(_benchmark, parsed(parser, arguments))
 
 
 def _benchmark(options: argparse.Namespace) -> None:
@@ -278,13 +273,7 @@ def _benchmark(options: argparse.Namespace) -> None:
     failed: list[str] = []
     if options.score_again:
         with ProgressReporter(options.progress) as report:
-            score_again(
-                rows,
-                dataset,
-                options.out,
-                options.device,
-                lambda case, step: report(f"scoring {case}", step.done, step.total, step.eta_seconds),
-            )
+            score_again(rows, dataset, options.out, options.device, report.each("scoring"))
     if not options.finished:
         failed = run_all(rows, dataset, options.out, options.slices_seen, extra, options.progress)
     groups = collect(rows, options.out)
@@ -313,7 +302,7 @@ def evaluate_main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-clean-up", action="store_true", help="score with stray pieces")
     add_looks(parser)
     add_common(parser)
-    return run(_evaluate, parser.parse_args(arguments))
+    return run(_evaluate, parsed(parser, arguments))
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -326,9 +315,17 @@ def _evaluate(options: argparse.Namespace) -> None:
             device=options.device,
             clean=not options.no_clean_up,
             looks=options.looks,
-            progress=lambda case, step: report(case, step.done, step.total, step.eta_seconds),
+            progress=report.each("scoring"),
         )
     print_summary(summary, f"{options.model}, all slices")
+
+
+def parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options, and `command`: what makes the same again. A stopped run is the same run, so without --resume."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = parser.parse_args(given)
+    options.command = shlex.join(["python", f"Training/{parser.prog}", *(word for word in given if word != "--resume")])
+    return options
 
 
 def print_summary(summary: dict[str, Any], title: str) -> None:
@@ -341,69 +338,3 @@ def print_summary(summary: dict[str, Any], title: str) -> None:
         mean = summary[key]
         rows.append([text, number(mean["dice"]), number(mean["hd95_mm"], 1), number(mean["nsd"]), str(mean["missed"])])
     print_table(title, ["organ", "Dice", "HD95 mm", "NSD 2 mm", "missed"], rows)
-
-
-def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
-    """['alpha=4', 'cfm=false'] -> {'alpha': 4, 'cfm': False}; values are JSON, or text where they are not.
-
-    Raises:
-        UserError: a pair without '='.
-    """
-    values: dict[str, Any] = {}
-    for pair in pairs:
-        name, sign, value = pair.partition("=")
-        if not sign:
-            raise UserError(f"--set {pair}: expected NAME=VALUE")
-        try:
-            values[name] = json.loads(value)
-        except json.JSONDecodeError:
-            values[name] = value
-    return values
-
-
-def apply(settings: TrainingSettings, values: dict[str, Any]) -> TrainingSettings:
-    """Put `values` where they belong: the run's own settings, its preparation, its augmentation, or the method's.
-
-    Raises:
-        UserError: a value of the wrong type, a preparation that is out of range, or an unknown or unusable setting of
-            the method.
-    """
-    run_values: dict[str, Any] = {}
-    preparation = settings.preparation.to_json()
-    method = dict(settings.settings)
-    variations = settings.augmentation
-    for name, value in values.items():
-        if name in preparation:
-            preparation[name] = value
-        elif name in Augmentation.__dataclass_fields__:
-            if variations is None:
-                raise UserError(f"--set {name}={value}: this run has no augmentation", "Leave it out.")
-            value = tuple(value) if isinstance(value, list) else value
-            variations = replace(variations, **{name: checked(name, value, getattr(variations, name))})
-            run_values["augmentation"] = variations
-        elif name == "augmentation":
-            if value is not False:
-                raise UserError("--set augmentation=false turns augmentation off; it has no other value")
-            run_values[name] = variations = None
-        elif name in TrainingSettings.__dataclass_fields__:
-            run_values[name] = checked(
-                name, tuple(value) if isinstance(value, list) else value, getattr(settings, name)
-            )
-        else:
-            method[name] = value
-    make_settings(settings.method, method)
-    return replace(settings, **run_values, settings=method, preparation=Preparation.from_json(preparation))
-
-
-def checked(name: str, value: Any, default: Any) -> Any:
-    """The value, if it is of the default's kind.
-
-    Raises:
-        UserError: it is not.
-    """
-    alike = type(value) is type(default) or (isinstance(default, float) and type(value) is int)
-    if alike and isinstance(default, tuple):
-        alike = len(value) == len(default) and all(isinstance(v, (int, float)) for v in value)
-    if not alike:
-        raise UserError(f"--set {name}: {value!r} is not of the kind of {default!r}")
-    return value

@@ -26,11 +26,11 @@ from pgpsam.models.store import ModelSpec, load_model, load_spec, save_model
 from pgpsam.network.volume_refiner import named_in_file, refiner_tensors, split_tensors
 from pgpsam.segmenter import Segmenter, Step
 from pgpsam.slices import Preparation, frame_volume, scale_labels
-from pgpsam.training.data import IGNORED, LoadedCase, read_dataset
+from pgpsam.training.data import IGNORED, Dataset, LoadedCase
 from pgpsam.training.finetune import CHECKPOINT, Progress, TrainingSettings, trained_cases
 from pgpsam.training.recipes import coarse_stage, recipe
 from pgpsam.training.refining import Answers, RefinerSettings, gain, train_refiner
-from pgpsam.training.run import SliceChoice, check_same_run, choose_slices, finish, train_on_dataset
+from pgpsam.training.run import SliceChoice, check_same_run, check_unseen, choose_slices, finish, train_on_dataset
 
 REFINING = "refining"  # the folder, in the model's own
 FOLDS = 3
@@ -65,7 +65,7 @@ def fold_settings(spec: ModelSpec, seed: int = 0) -> TrainingSettings:
 
 def refine(
     model: Path,
-    data: str | Path,
+    dataset: Dataset,
     settings: TrainingSettings,
     choice: SliceChoice,
     *,
@@ -76,7 +76,7 @@ def refine(
     """Give a trained model a refiner, score the cases that it was held out from again, and write its card.
 
     Args:
-        model, data, settings, choice, more: as for `add_refiner`.
+        model, dataset, settings, choice, more: as for `add_refiner`.
         scoring: called with a case's name while it is segmented.
 
     Returns:
@@ -85,14 +85,14 @@ def refine(
     Raises:
         UserError, Cancelled: as `add_refiner`.
     """
-    add_refiner(model, data, settings, choice, device=device, **more)
-    dataset, spec = read_dataset(data), load_spec(model)
-    return finish(model, dataset, dataset.select(spec.training.get("held_out", ())), choice.text, "", device, scoring)
+    add_refiner(model, dataset, settings, choice, device=device, **more)
+    held = dataset.select(load_spec(model).training.get("held_out", ()))
+    return finish(model, dataset, held, choice.text, "", device, scoring)
 
 
 def add_refiner(
     model: Path,
-    data: str | Path,
+    dataset: Dataset,
     settings: TrainingSettings,
     choice: SliceChoice,
     *,
@@ -109,7 +109,7 @@ def add_refiner(
 
     Args:
         model: a model folder.
-        data: what the model was trained on.
+        dataset: what the model was trained on.
         settings: of the models that are trained without a fold.
         choice: the annotated slices that the model was trained on, and no others.
         folds: how many such models. refining: how the refiner is trained.
@@ -125,7 +125,7 @@ def add_refiner(
         Cancelled: `cancelled` said so; called again, it goes on.
     """
     refining = refining or RefinerSettings()
-    dataset, spec = read_dataset(data), load_spec(model)
+    spec = load_spec(model)
     seen = set(trained_cases(spec))  # what it started from may have learned from other data, too
     own = [case for case in dataset.cases if case.name in seen]
     if unknown := set(hold_out) - {case.name for case in own}:
@@ -139,10 +139,12 @@ def add_refiner(
         folder = model / REFINING / f"fold{number}"
         if (folder / "model.json").is_file():
             check_same_run(settings, folder, choice)
+            unseen = [case for case in own if case.name in fold]  # with another number of folds, it may know them
+            check_unseen(str(folder), unseen, f"Give the same folds, or delete {folder.parent}.")
         else:
             name = f"without fold {number} of {folds}"
             train_on_dataset(
-                data,
+                dataset,
                 folder,
                 settings,
                 choice,

@@ -8,6 +8,7 @@ Three layouts: a folder with `images/` and `labels/` of the same stems, an nnU-N
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -164,6 +165,18 @@ def read_slice_list(path: str | Path) -> dict[str, list[int]]:
     except OSError as error:
         raise UserError(f"cannot read the slice list {path}: {error.strerror}") from error
     return chosen
+
+
+def slice_list_sha256(path: Path) -> str:
+    """What tells slice lists of one name apart.
+
+    Raises:
+        UserError: no such file.
+    """
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(f"cannot read the slice list {path}: {error.strerror}") from error
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import csv
 import math
 import os
 import time
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from pgpsam.device import autocast, choose_device, describe_device
 from pgpsam.errors import Cancelled, UserError
 from pgpsam.labels import LabelSet
 from pgpsam.memory import peak_memory_gb
-from pgpsam.models.store import SCHEMA_VERSION, ModelSpec, find_model, load_model, save_model
+from pgpsam.models.store import SCHEMA_VERSION, ModelSpec, find_model, fingerprint, load_model, save_model
 from pgpsam.models.weights import base_state
 from pgpsam.network.lora import put_tensors, trained_tensors
 from pgpsam.network.methods import SegmentationNetwork, build_network, make_settings
@@ -52,7 +53,7 @@ class TrainingSettings:
     Attributes:
         method, backbone, settings: what is trained; `settings` over the method's defaults.
         iterations: optimiser steps. batch: slices a step.
-        lr: peak learning rate of new parts; `published_lr` of parts that start from SAM's decoder.
+        lr: peak learning rate; `published_lr`: that of the transformer in SAM's decoder.
         weight_decay, warmup: of AdamW (0.9, 0.999); iterations of linear warm-up, then a cosine to 1/1000.
         balance: (first, last) exponent by which rare classes count more in the cross-entropy, linear over the first
             part of the run. dice_weight: (first, last) share of Dice in the loss, likewise.
@@ -60,7 +61,7 @@ class TrainingSettings:
         average: decay of the exponential moving average of the weights that is saved; 0 saves the last ones.
         empty_share: largest share of slices without organs among the annotated ones that are sampled.
         guessed_share: largest share of slices that a model labelled, where there are any.
-        replay: how often a slice that was varied and encoded is used.
+        replay: how often a varied slice is used, see `batches`.
         canvas: (H, W) in training. augmentation: None for none.
         preparation: how slices become inputs.
         start_from_support: prototypes begin at what the annotated slices show, not at random; only where `start_from`
@@ -123,13 +124,19 @@ def between(ends: tuple[float, float], done: float) -> float:
 
 
 def make_optimizer(network: SegmentationNetwork, settings: TrainingSettings) -> torch.optim.AdamW:
-    """AdamW with a lower rate for SAM's own decoder and no decay on vectors, prototypes and temperatures."""
+    """AdamW with a rate of its own for the transformer in SAM's decoder, and without decay on vectors, temperatures,
+    biases of any shape, and all that lies in `prototypes`: of PG-SAM, that is the whole text prior, its linear layers
+    too.
+
+    The other parts that start from SAM's decoder (mask tokens, upscaling, hypernetworks) learn at the rate of new ones.
+    """
     groups: dict[tuple[float, float], list[Tensor]] = {}
     for name, value in network.named_parameters():
         if not value.requires_grad:
             continue
         lr = settings.published_lr if name.startswith("decoder.transformer") else settings.lr
-        decay = settings.weight_decay if value.ndim > 1 and "prototypes" not in name else 0.0
+        decays = value.ndim > 1 and not name.endswith("bias") and ".biases." not in name and "prototypes" not in name
+        decay = settings.weight_decay if decays else 0.0
         groups.setdefault((lr, decay), []).append(value)
     return torch.optim.AdamW(
         [{"params": p, "lr": lr, "peak": lr, "weight_decay": decay} for (lr, decay), p in groups.items()],
@@ -285,11 +292,10 @@ def finetune(
     run = run_key(settings, samples)
     counts = pixel_counts(samples, network.classes)
     out.mkdir(parents=True, exist_ok=True)
-    first, spent = 0, 0.0
+    first, spent, mean_loss = 0, 0.0, math.nan
     if resume:
-        first, spent = load_checkpoint(out, network, optimizer, average, run)
+        first, spent, mean_loss = load_checkpoint(out, network, optimizer, average, run)
     started = saved = time.monotonic()
-    mean_loss = float("nan")
     curves = Curves(out / CURVES, first)
     network.train()
     for iteration in range(first, settings.iterations):
@@ -318,7 +324,7 @@ def finetune(
             progress(Progress(iteration + 1, settings.iterations, mean_loss, spent + seconds, eta))
         stop = cancelled is not None and cancelled()
         if stop or time.monotonic() - saved > CHECKPOINT_SECONDS:
-            save_checkpoint(out, network, optimizer, average, run, iteration + 1, spent + seconds)
+            save_checkpoint(out, network, optimizer, average, run, iteration + 1, spent + seconds, mean_loss)
             saved = time.monotonic()
         if stop:
             raise Cancelled(f"stopped at iteration {iteration + 1}; --resume continues")
@@ -385,12 +391,14 @@ class Curves:
 
 
 def run_key(settings: TrainingSettings, samples: Sequence[Sample]) -> str:
-    """What a run is known by when it is resumed: its settings and its slices.
+    """What a run is known by when it is resumed: its settings, the model that it started from, its slices and labels.
 
     With other slices a resumed run would hold what it has seen of the first ones, perhaps of a patient that is held
-    out now.
+    out now; with other labels (corrected, or another teacher's) it would be neither the first run nor a new one.
     """
-    return repr((settings, [(sample.case, sample.index, sample.guessed) for sample in samples]))
+    start = fingerprint(find_model(settings.start_from)) if settings.start_from else ""
+    slices = [(s.case, s.index, s.guessed, zlib.crc32(s.labels.numpy().tobytes())) for s in samples]
+    return repr((settings, start, slices))
 
 
 def save_checkpoint(
@@ -401,6 +409,7 @@ def save_checkpoint(
     run: str,
     iteration: int,
     seconds: float,
+    mean_loss: float,
 ) -> None:
     """The whole state of a run, whole or not at all."""
     part = out / (CHECKPOINT + ".part")
@@ -409,6 +418,7 @@ def save_checkpoint(
             "run": run,
             "iteration": iteration,
             "seconds": seconds,
+            "mean_loss": mean_loss,
             "trained": trained_tensors(network),
             "average": average.tensors,
             "steps": average.steps,
@@ -426,14 +436,16 @@ def read_state(path: Path, run: str, instead: str) -> dict[str, Any]:
         run: what the run that goes on is known by. instead: what the user can do without the file.
 
     Raises:
-        UserError: it is unreadable, or of a run with other settings or slices.
+        UserError: it is unreadable, or of a run with other settings, slices or labels.
     """
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise UserError(f"{path} is damaged: {error}", f"{instead[0].upper()}{instead[1:]}.") from error
     if state["run"] != run:
-        raise UserError(f"{path} belongs to a run with other settings or slices", f"Give the same ones, or {instead}.")
+        raise UserError(
+            f"{path} belongs to a run with other settings, slices or labels", f"Give the same ones, or {instead}."
+        )
     return state
 
 
@@ -443,11 +455,11 @@ def load_checkpoint(
     optimizer: torch.optim.Optimizer,
     average: Average,
     run: str,
-) -> tuple[int, float]:
-    """Put a stopped run's state back; returns (iteration, seconds spent).
+) -> tuple[int, float, float]:
+    """Put a stopped run's state back; returns (iteration, seconds spent, mean loss).
 
     Raises:
-        UserError: no checkpoint, an unreadable one, or one of a run with other settings or slices.
+        UserError: no checkpoint, an unreadable one, or one of a run with other settings, slices or labels.
     """
     path = out / CHECKPOINT
     if not path.is_file():
@@ -456,4 +468,4 @@ def load_checkpoint(
     put_tensors(network, state["trained"], str(path))
     optimizer.load_state_dict(state["optimizer"])
     average.restore(state["steps"], state["average"])
-    return state["iteration"], state["seconds"]
+    return state["iteration"], state["seconds"], state["mean_loss"]

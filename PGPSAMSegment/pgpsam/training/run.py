@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from pgpsam.training.data import (
     make_samples,
     read_dataset,
     read_slice_list,
+    slice_list_sha256,
 )
 from pgpsam.training.failures import FAILURES, Failure, failures, worst_of_each_organ, write_failures
 from pgpsam.training.finetune import (
@@ -77,10 +78,15 @@ class SliceChoice:
             if count is not None and count < 1:
                 raise UserError(f"{option} {count} is not a positive number")
 
-    @property
+    @cached_property  # a list's file may be gone or another one when a run ends
     def text(self) -> str:
+        """The choice in words, as a model card says it.
+
+        Raises:
+            UserError: the list cannot be read.
+        """
         if self.listed:
-            return f"slices of {self.listed.name}"
+            return f"slices of {self.listed.name} (SHA-256 {slice_list_sha256(self.listed)[:16]}...)"
         if self.shots:
             return f"{self.shots} slices"
         if self.per_organ:
@@ -287,12 +293,13 @@ def check_same_run(settings: TrainingSettings, folder: Path, choice: SliceChoice
     same = all(spec.training.get(key) == value for key, value in wanted.items())
     if not same or Preparation.from_json(spec.preparation) != settings.preparation:
         raise UserError(
-            f"{folder} was trained with other settings than now", f"Give the same ones, or delete {folder.parent}."
+            f"{folder} was trained with other slices or other settings than now",
+            f"Give the same ones, or delete {folder.parent}.",
         )
 
 
 def train_on_dataset(
-    data: str | Path,
+    dataset: Dataset,
     out: str | Path,
     settings: TrainingSettings,
     choice: SliceChoice,
@@ -326,7 +333,7 @@ def train_on_dataset(
         UserError: as `choose_slices` and `finetune`; a teacher or the model to start from is not there, or was
             trained on a case that is to be held out; no slice is left to the teachers.
     """
-    dataset, out = read_dataset(data), Path(out)
+    out = Path(out)
     training, held = split_cases(dataset, hold_out)
     for origin in filter(None, (settings.start_from, *teachers)):
         check_unseen(origin, held, "Hold out other cases with --hold-out.")
@@ -340,9 +347,13 @@ def train_on_dataset(
             "cases": sorted({case for spec in specs for case in trained_cases(spec)}),
             "commands": [command for spec in specs for command in trained_commands(spec)],
         }
-    if chosen is None:
-        chosen = choose_slices(dataset, training, choice, settings.seed)
-    samples = prepare_samples(chosen, settings, master, labelling)
+    # Chosen here, the whole volumes go when the samples are made: a training does not need their memory.
+    samples = prepare_samples(
+        choose_slices(dataset, training, choice, settings.seed) if chosen is None else chosen,
+        settings,
+        master,
+        labelling,
+    )
     if teachers and not any(sample.guessed for sample in samples):
         raise UserError(
             f"no slice is left for {', '.join(teachers)} to label: all are annotated", "Leave out --teacher."

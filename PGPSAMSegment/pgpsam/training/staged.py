@@ -19,6 +19,7 @@ from typing import Any
 from pgpsam.errors import UserError
 from pgpsam.models.store import load_spec
 from pgpsam.training.crossfit import FOLDS, add_refiner
+from pgpsam.training.data import Dataset
 from pgpsam.training.finetune import CHECKPOINT, Progress, TrainingSettings
 from pgpsam.training.recipes import coarse_stage
 from pgpsam.training.refining import RefinerSettings
@@ -64,7 +65,7 @@ def stages(settings: TrainingSettings, out: Path) -> dict[str, TrainingSettings]
 
 
 def train_in_stages(
-    data: str | Path,
+    dataset: Dataset,
     out: str | Path,
     settings: TrainingSettings,
     choice: SliceChoice,
@@ -78,7 +79,7 @@ def train_in_stages(
     """All stages, of which only the last is scored. With a single patient there is no refiner.
 
     Args:
-        data, out, settings, choice, command: as `train_on_dataset` takes them.
+        dataset, out, settings, choice, command: as `train_on_dataset` takes them.
         resume: finished stages are kept, the stopped one goes on.
         refining: how the refiner is trained.
         progress: called while training, with the stage's name.
@@ -111,13 +112,13 @@ def train_in_stages(
             continue
         going_on = (folder / CHECKPOINT).is_file()
         stage = {**more, "name": name, "description": "", "scored": False, "progress": named(name)}
-        train_on_dataset(data, folder, own, choice, resume=going_on, **stage)
+        train_on_dataset(dataset, folder, own, choice, resume=going_on, **stage)
     fine = out / STAGES / "fine"
     patients = load_spec(fine).training["cases"]
     if not load_spec(fine).refiner and len(patients) > 1:
         add_refiner(
             fine,
-            data,
+            dataset,
             replace(runs["coarse"], iterations=max(1, round(FOLD_SHARE * settings.iterations))),
             choice,
             folds=min(FOLDS, len(patients)),
@@ -128,6 +129,6 @@ def train_in_stages(
     name, own = last
     going_on = (out / CHECKPOINT).is_file() and resume
     final = {**more, "command": command, "progress": named(name)}
-    summary = train_on_dataset(data, out, own, choice, resume=going_on, teachers=[own.start_from], **final)
+    summary = train_on_dataset(dataset, out, own, choice, resume=going_on, teachers=[own.start_from], **final)
     shutil.rmtree(out / STAGES)
     return summary
