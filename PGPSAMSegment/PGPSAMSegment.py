@@ -24,7 +24,7 @@ from slicer.ScriptedLoadableModule import (
 )
 from slicer.util import VTKObservationMixin
 
-from PGPSAMSegmentLib import install
+from PGPSAMSegmentLib import install, nodes, scene
 from PGPSAMSegmentLib.adaptpanel import AdaptPanel
 from PGPSAMSegmentLib.choicespanel import ChoicesPanel
 from PGPSAMSegmentLib.engine import Engine, Event
@@ -104,6 +104,7 @@ class PGPSAMSegmentWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._guiTag: Any = None
         self._updating = False
         self._shortcuts: list[Any] = []
+        self._leaving: list[Any] = []  # nodes that follow the segmentation that is just being removed
         self._greeting = False  # whether the line below the button says that the engine starts
 
     # ------------------------------------------------------------------------------------- Slicer's own occasions
@@ -126,6 +127,8 @@ class PGPSAMSegmentWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self.onSceneStartClose)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndCloseEvent, self.onSceneChanged)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndImportEvent, self.onSceneChanged)
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.NodeAboutToBeRemovedEvent, self.onNodeAboutToBeRemoved)
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.NodeRemovedEvent, self.onNodeRemoved)
         self.addShortcuts()
         self.connectParameters()
 
@@ -158,16 +161,26 @@ class PGPSAMSegmentWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         ScriptedLoadableModuleWidget.onReload(self)
 
     def onSceneStartClose(self, caller: Any = None, event: Any = None) -> None:
-        self.logic.cancel()
+        """What runs goes on: a training needs nothing of the scene, and a segmentation ends with its volume."""
         self.disconnectParameters()
 
     def onSceneChanged(self, caller: Any = None, event: Any = None) -> None:
         self.connectParameters()
 
+    @vtk.calldata_type(vtk.VTK_OBJECT)
+    def onNodeAboutToBeRemoved(self, caller: Any, event: Any, node: Any) -> None:
+        if node.IsA("vtkMRMLSegmentationNode") and not slicer.mrmlScene.IsClosing():
+            self._leaving += scene.withdraw(node)
+
+    def onNodeRemoved(self, caller: Any = None, event: Any = None) -> None:
+        leaving, self._leaving = self._leaving, []
+        nodes.remove(leaving)
+
     def connectParameters(self) -> None:
         """Binds the widgets to the scene's parameter node."""
         node = self.logic.getParameterNode()
         if self.parameters is not None and self.parameters.parameterNode is node.parameterNode:
+            self.choices.show_engine()  # a scene that was loaded may name a model that is not here
             self.update()
             return
         self.disconnectParameters()
@@ -325,8 +338,6 @@ class PGPSAMSegmentTest(ScriptedLoadableModuleTest):
 
     def test_segmentation(self) -> None:
         """Every part of a result is in the scene and lies on the volume's grid."""
-        from PGPSAMSegmentLib import nodes
-
         logic = PGPSAMSegmentLogic()
         logic.engineFolder = slicer.util.getModuleWidget("PGPSAMSegment").logic.engineFolder
         if not logic.ready:

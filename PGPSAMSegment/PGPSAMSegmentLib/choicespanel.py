@@ -54,6 +54,8 @@ class ChoicesPanel(Panel):
 
     @property
     def device(self) -> str:
+        if not self.logic.facts:  # the box lists the devices only after the greeting
+            return setting(DEVICE, AUTOMATIC)
         return str(self.ui.device.itemData(read(self.ui.device, "currentIndex")) or AUTOMATIC)
 
     @property

@@ -16,6 +16,7 @@ from .panel import JobPanel, JobView, problem, read, sentence, slot
 from .settings import setting, store
 
 FOLDER, WHEELS = "engineFolder", "wheelsFolder"
+TRIAL_S = 60.0  # a Python that has said nothing for so long will not do
 
 
 class EnginePanel(JobPanel):
@@ -115,7 +116,11 @@ class EnginePanel(JobPanel):
     def onInstall(self) -> None:
         if self.installation is not None:
             self.installation.cancel()
-        elif self._tried is None:
+        elif self._tried is not None:
+            self.close()
+            self.view.end(_("Cancelled."))
+            self.host.refresh()
+        else:
             self._begin(install.make_plan)
 
     @slot
@@ -140,11 +145,11 @@ class EnginePanel(JobPanel):
         if not python:
             return
         scratch = Path(slicer.app.temporaryPath) / "PGPSAMSegment-trial"
-        engine = Engine(install.own_worker_command(python), scratch, slicer.util.startupEnvironment())
+        environment = slicer.util.startupEnvironment()
+        engine = Engine(install.own_worker_command(python), scratch, environment, hang_s=TRIAL_S)
         self._tried = (engine, python)
         engine.submit({"do": "hello"}, self._on_tried)
         self.view.begin(_("Trying {python}").format(python=python))
-        self.ui.installButton.setEnabled(False)
         self.host.watch()
 
     # ------------------------------------------------------------------------------------------------- their ends

@@ -194,22 +194,17 @@ def segment_box(segmentation: Any, segment_id: str) -> tuple[NDArray[np.bool_], 
     reference = _reference(segmentation)
     if image is None or reference is None:
         return None
-    if image.GetPointData().GetScalars() is None or image.GetNumberOfPoints() == 0:
-        return np.zeros((0, 0, 0), bool), (0, 0, 0)
+    box, start = _own_box(image, segment.GetLabelValue())
+    if not box.size:
+        return box, start
     step = np.linalg.solve(_image_to_world(reference), _image_to_world(image))
     offset = np.rint(step[:3, 3])
     sides = np.array(reference.GetDimensions())
     drift = np.abs(step[:3, :3] - np.eye(3)) @ sides + np.abs(step[:3, 3] - offset)
     if drift.max() > _SAME:
         return None
-    inside = view(image) == segment.GetLabelValue()
-    (k0, k1), (j0, j1), (i0, i1) = (_range(inside, axis) for axis in range(3))
-    if not inside.any():
-        return np.zeros((0, 0, 0), bool), (0, 0, 0)
-    extent = image.GetExtent()
-    origin = np.array(reference.GetExtent()[::2])
-    i, j, k = np.array([i0 + extent[0], j0 + extent[2], k0 + extent[4]]) + offset.astype(int) - origin
-    return np.ascontiguousarray(inside[k0:k1, j0:j1, i0:i1]), (int(k), int(j), int(i))
+    i, j, k = np.array(start[::-1]) + offset.astype(int) - np.array(reference.GetExtent()[::2])
+    return box, (int(k), int(j), int(i))
 
 
 def segment_mask(segmentationNode: Any, segment_id: str, shape: tuple[int, int, int]) -> NDArray[np.bool_]:
@@ -240,22 +235,35 @@ def segment_mask(segmentationNode: Any, segment_id: str, shape: tuple[int, int, 
 
 
 def fingerprint(segmentation: Any, segment_id: str) -> str:
-    """Changes with the segment's voxels and nothing else: not with names, padding, saving or loading."""
+    """Changes with the segment's voxels and nothing else: not with names, padding, saving or loading.
+
+    Off the segmentation's reference grid the voxels count on a grid of their own, which a file may not keep.
+    """
+    segment = segmentation.GetSegment(segment_id)
+    image, grid = segment.GetRepresentation(BINARY), b""
+    if image is None:
+        return "no voxels"
     found = segment_box(segmentation, segment_id)
     if found is None:
-        return "another grid"
+        found, grid = _own_box(image, segment.GetLabelValue()), _image_to_world(image).tobytes()
     box, start = found
     digest = hashlib.sha256(repr((box.shape, start)).encode())
-    digest.update(np.packbits(box).tobytes())
+    digest.update(np.packbits(box).tobytes() + grid)
     return digest.hexdigest()
 
 
-def same_grid(segmentation: Any, volumeNode: Any) -> bool:
-    """Whether the segmentation's reference grid is the volume's, or it has none yet."""
-    reference = _reference(segmentation)
+def has_reference(segmentation: Any) -> bool:
+    """Whether a segmentation knows the grid that it lies on; one made from a label map does not."""
+    return _reference(segmentation) is not None
+
+
+def same_grid(segmentationNode: Any, volumeNode: Any) -> bool:
+    """Whether the segmentation's reference grid is the volume's, as both lie in the world, or it has none yet."""
+    reference = _reference(segmentationNode.GetSegmentation())
     if reference is None:
         return True
-    step = np.linalg.solve(_image_to_world(reference), ijk_to_ras(volumeNode))
+    grid = to_world(segmentationNode) @ _image_to_world(reference)
+    step = np.linalg.solve(grid, ijk_to_world(volumeNode))
     sides = np.array(volumeNode.GetImageData().GetDimensions())
     drift = np.abs(step[:3, :3] - np.eye(3)) @ sides + np.abs(step[:3, 3] - np.array(reference.GetExtent()[::2]))
     return tuple(reference.GetDimensions()) == tuple(sides) and drift.max() <= _SAME
@@ -267,6 +275,19 @@ def reference_affine(segmentation: Any) -> NDArray[np.float64]:
     start = np.eye(4)
     start[:3, 3] = reference.GetExtent()[::2]
     return _image_to_world(reference) @ start
+
+
+def _own_box(image: Any, label: int) -> tuple[NDArray[np.bool_], tuple[int, int, int]]:
+    """A label's voxels in an image, cut to the box that holds them, and the box's first (k, j, i) in its extent."""
+    if image.GetPointData().GetScalars() is None or image.GetNumberOfPoints() == 0:
+        return np.zeros((0, 0, 0), bool), (0, 0, 0)
+    inside = view(image) == label
+    if not inside.any():
+        return np.zeros((0, 0, 0), bool), (0, 0, 0)
+    (k0, k1), (j0, j1), (i0, i1) = (_range(inside, axis) for axis in range(3))
+    extent = image.GetExtent()
+    start = (k0 + extent[4], j0 + extent[2], i0 + extent[0])
+    return np.ascontiguousarray(inside[k0:k1, j0:j1, i0:i1]), start
 
 
 def _reference(segmentation: Any) -> Any:

@@ -5,10 +5,18 @@ from __future__ import annotations
 import re
 import sys
 
+ANOTHER_PYTHON = (
+    "'Use this Python...' takes another one, 3.10 to 3.13, that has all packages already: 'pip install' of the "
+    "extension's repository brings them."
+)
+MIRROR = (
+    "If only a mirror of the package index can be reached: 'python setup_env.py install --cuda auto' in the "
+    "extension's repository asks no other one, and makes a Python for 'Use this Python...'. "
+)
 OFFLINE = (
     "Without a network: on a machine with one, the same system and the same Python ({python}), run "
     "'python -m pip download -d wheels -r requirements.txt' with the module's requirements.txt, copy the folder "
-    "here, and choose it as the source."
+    "here, and choose it under 'Wheels folder'."
 )
 NETWORK = (
     "Check the network. Behind a proxy set HTTPS_PROXY; behind SSL inspection set SSL_CERT_FILE and PIP_CERT to "
@@ -49,16 +57,12 @@ def explain(log: str, step: str, wheels: str, index: str, python_version: str) -
         return "the proxy refuses the package index", NETWORK + offline
     nothing_offered = "from versions: none" in log and "require a different python" not in log
     if re.search(UNREACHABLE, log, re.IGNORECASE) or (nothing_offered and not wheels):
-        other = "If only a mirror of the package index can be reached, choose the torch build 'auto'. " if index else ""
         place = f" ({index})" if index and index in last_command(log) else ""
-        return f"the package index is out of reach{place}", NETWORK + other + offline
+        return f"the package index is out of reach{place}", NETWORK + (MIRROR if index else "") + offline
     if missing:
-        return (
-            f"the package index has no {missing[1]} for this system and Python",
-            "Choose another Python, 3.10 to 3.13.",
-        )
+        return f"the package index has no {missing[1]} for this system and Python", ANOTHER_PYTHON
     if "No module named pip" in log:
-        return "this Python has no pip", "Choose another Python, or run 'python -m ensurepip' with this one."
+        return "this Python has no pip", f"Run 'python -m ensurepip' with it. {ANOTHER_PYTHON}"
     if re.search(r"PermissionError|Errno 13\b|Access is denied|WinError 5\b", log):
         return "a file could not be written", "Close programs that use the engine, or choose another folder."
     return (
@@ -81,4 +85,4 @@ def _probe_hint(log: str) -> str:
         return "Install Microsoft's Visual C++ Redistributable (x64) and install again."
     if "cannot open shared object file" in log:
         return "Install the system package that holds this library and install again."
-    return "Repair the engine; if that does not help, choose another Python."
+    return f"Repair the engine. {ANOTHER_PYTHON}"

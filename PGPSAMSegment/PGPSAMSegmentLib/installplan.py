@@ -24,10 +24,9 @@ from .enginefolder import (
     read_requirements,
     requirements_key,
 )
-from .installhints import OFFLINE
+from .installhints import ANOTHER_PYTHON, OFFLINE
 
 PYTHONS = ((3, 10), (3, 13))
-ANOTHER_PYTHON = "Choose another Python, 3.10 to 3.13."
 # A file of the largest packages lies this deep in the folder while it is unpacked (measured with torch 2.15).
 DEEPEST_PATH = 170
 WINDOWS_PATHS = 259
@@ -233,7 +232,7 @@ def _python_version(python: str, environment: Mapping[str, str], problems: list[
         message = f"{python} is Python {version}; the engine needs 3.10 to 3.13"
         problems.append((message, f"Use Slicer 5.10 or later. {ANOTHER_PYTHON}"))
     elif answer.returncode:
-        problems.append((f"{python} has no pip", f"{ANOTHER_PYTHON} Or run: {python} -m ensurepip"))
+        problems.append((f"{python} has no pip", f"Run: {python} -m ensurepip. {ANOTHER_PYTHON}"))
     return version
 
 

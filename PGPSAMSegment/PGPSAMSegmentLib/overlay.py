@@ -85,6 +85,25 @@ def overlay_confidence(segmentationNode: Any, on: bool) -> None:
                 composite.SetForegroundOpacity(float(opacity))
 
 
+def withdraw(segmentationNode: Any) -> list[Any]:
+    """A segmentation is about to be removed: its confidence goes off the slices, which show again what was there.
+
+    Returns:
+        What belongs to it and is in no list, to be removed after it.
+    """
+    if _own(segmentationNode, CONFIDENCE) is not None:
+        overlay_confidence(segmentationNode, False)
+    first = _own(segmentationNode, FIRST)
+    return [] if first is None else [first]
+
+
+def _own(segmentationNode: Any, role: str) -> Any:
+    """The node in a role, or None where there is none or another segmentation, made as a copy, has it too."""
+    mine = companion(segmentationNode, role)
+    nodes = slicer.util.getNodesByClass("vtkMRMLSegmentationNode", segmentationNode.GetScene())
+    return mine if sum(companion(node, role) is mine for node in nodes) == 1 else None
+
+
 def _fill(node: Any, volumeNode: Any, array: NDArray[Any], scalar_type: int) -> None:
     """Gives a node its own voxels on the volume's grid, in a new image: one event, and the old image stays whole."""
     image = vtk.vtkImageData()

@@ -7,7 +7,7 @@ from typing import Any
 import slicer
 
 from . import scene
-from .nodes import CONFIDENCE, PROMPTS, TABLE, companion
+from .nodes import CONFIDENCE, PROMPTS, TABLE, VOLUME, companion
 from .panel import Panel, slot
 from .parameters import Layers
 
@@ -23,11 +23,17 @@ class ResultPanel(Panel):
     def __init__(self, host: Any) -> None:
         super().__init__(host)
         self._node: Any = None
+        self._volume: Any = None  # the input volume, whose result is selected when another one is
         self._applied: tuple[Any, ...] = ()
         self._measured: Any = None  # the table whose columns have the width of its figures
 
     def show_fresh(self, node: Any) -> None:
-        """Selects a run's result and shows it as the switches say."""
+        """Selects a run's result and shows it as the switches say.
+
+        If the user has gone on to another volume, it is selected when he comes back to its own.
+        """
+        if node.GetNodeReference(VOLUME) is not self.parameters.inputVolume:
+            return
         self._node, self._applied, self._measured = node, (), None
         self.parameters.outputSegmentation = node
         if has_surfaces(node):  # made with the Segment Editor's own button, say: they stay
@@ -36,12 +42,23 @@ class ResultPanel(Panel):
 
     @slot
     def update(self) -> None:
+        self._follow_volume()
         node = self.parameters.outputSegmentation
         if node is not self._node:
             before, self._node = self._node, node
             self._follow(before, node)
         self._enable(node)
         self._apply(node)
+
+    def _follow_volume(self) -> None:
+        """Selects the result of another input volume; a scene that is loaded brings its own choice of both."""
+        volume, node = self.parameters.inputVolume, self.parameters.outputSegmentation
+        if volume is self._volume:
+            return
+        self._volume = volume
+        fits = node is not None and node.GetNodeReference(VOLUME) is volume
+        if volume is not None and node is self._node and not fits:
+            self.parameters.outputSegmentation = scene.segmentation_of(volume)
 
     def _follow(self, before: Any, node: Any) -> None:
         """Sets the switches to what is shown of another segmentation."""
@@ -97,14 +114,24 @@ def has_overlay(segmentationNode: Any) -> bool:
 
 
 def has_surfaces(segmentationNode: Any) -> bool:
-    return bool(segmentationNode.GetSegmentation().ContainsRepresentation(SURFACE))
+    """Whether the segmentation has surfaces, and the 3D views are to show them."""
+    display = segmentationNode.GetDisplayNode()
+    contained = segmentationNode.GetSegmentation().ContainsRepresentation(SURFACE)
+    return bool(contained and display is not None and display.GetVisibility3D())
 
 
 def show_3d(segmentationNode: Any, on: bool) -> None:
-    """Makes the organs' surfaces for the 3D views, or removes them: with them, every edit has to make them anew."""
+    """Makes the organs' surfaces for the 3D views, or removes them: with them, every edit has to make them anew.
+
+    Where the surfaces are what the segmentation consists of, as one of an STL file, they are only hidden.
+    """
+    segmentation = segmentationNode.GetSegmentation()
     if on:
-        if not has_surfaces(segmentationNode):
+        if not segmentation.ContainsRepresentation(SURFACE):
             segmentationNode.CreateClosedSurfaceRepresentation()
+        segmentationNode.CreateDefaultDisplayNodes()  # none where there is one
         segmentationNode.GetDisplayNode().SetVisibility3D(True)
-    elif has_surfaces(segmentationNode):
+    elif segmentation.GetSourceRepresentationName() == SURFACE:
+        segmentationNode.GetDisplayNode().SetVisibility3D(False)
+    elif segmentation.ContainsRepresentation(SURFACE):
         segmentationNode.RemoveClosedSurfaceRepresentation()

@@ -18,9 +18,20 @@ import slicer
 from numpy.typing import NDArray
 
 from . import review, segments
-from .grid import SENT, check_volume, export_volume, full_labelmap, ijk_to_ras, only, same_grid, shape_of, view
+from .grid import (
+    SENT,
+    check_volume,
+    export_volume,
+    full_labelmap,
+    has_reference,
+    ijk_to_ras,
+    only,
+    same_grid,
+    shape_of,
+    view,
+)
 from .nodes import BINARY, PREFIX, VOLUME, SceneError, add_beside, batch, remove
-from .overlay import overlay_confidence, put_confidence, put_first
+from .overlay import overlay_confidence, put_confidence, put_first, withdraw
 from .prompts import put_prompts, show
 from .segments import kept
 from .table import put_table
@@ -36,9 +47,11 @@ __all__ = [
     "kept",
     "overlay_confidence",
     "remove_result",
+    "segmentation_of",
     "show",
     "show_partial",
     "show_result",
+    "withdraw",
 ]
 
 _PREVIEW = PREFIX + "preview"  # attribute: ID of the volume whose finished slices a segmentation shows
@@ -169,7 +182,8 @@ def check_target(segmentationNode: Any, volumeNode: Any) -> None:
     """Says why a segmentation cannot take results of this volume; None, for a new one, always can.
 
     Raises:
-        SceneError: it is not in the scene, holds surfaces or contours, or lies elsewhere than the volume.
+        SceneError: it is not in the scene, holds surfaces or contours, lies elsewhere than the volume, or holds
+            results of another volume.
     """
     if segmentationNode is None:
         return
@@ -189,11 +203,25 @@ def check_target(segmentationNode: Any, volumeNode: Any) -> None:
             f"{name} and the volume '{volumeNode.GetName()}' are under different transforms",
             "Put both under the same transform, or select a new segmentation",
         )
-    if not same_grid(segmentation, volumeNode):
+    if not same_grid(segmentationNode, volumeNode):
         raise SceneError(
             f"{name} has another voxel grid than the volume '{volumeNode.GetName()}'",
             "Select a new segmentation, or the volume that this one was drawn on",
         )
+    other = segmentationNode.GetNodeReference(VOLUME)
+    if other is not None and other is not volumeNode and segments.ours(segmentation):
+        raise SceneError(
+            f"{name} holds results of another volume, '{other.GetName()}'",
+            "Select a new segmentation, or that volume",
+        )
+
+
+def segmentation_of(volumeNode: Any) -> Any:
+    """The latest segmentation that holds results of a volume, or None."""
+    if volumeNode is None:
+        return None
+    nodes = slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
+    return next((node for node in reversed(nodes) if node.GetNodeReference(VOLUME) is volumeNode), None)
 
 
 class _Run:
@@ -264,9 +292,12 @@ def _add_segmentation(volumeNode: Any, name: str, hidden: bool = False) -> Any:
 
 
 def _adopt_geometry(segmentationNode: Any, volumeNode: Any) -> None:
-    """Gives an empty segmentation the volume's place; one with segments has it already, as `check_target` saw."""
-    if not segmentationNode.GetSegmentation().GetNumberOfSegments():
+    """Gives a segmentation that knows no place yet the volume's; others have it already, as `check_target` saw."""
+    segmentation = segmentationNode.GetSegmentation()
+    empty = not segmentation.GetNumberOfSegments()
+    if empty:
         segmentationNode.SetAndObserveTransformNodeID(volumeNode.GetTransformNodeID())
+    if empty or not has_reference(segmentation):
         segmentationNode.SetReferenceImageGeometryParameterFromVolumeNode(volumeNode)
     if segmentationNode.GetDisplayNode() is None:
         segmentationNode.CreateDefaultDisplayNodes()

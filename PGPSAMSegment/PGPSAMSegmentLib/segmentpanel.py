@@ -27,10 +27,19 @@ class SegmentPanel(JobPanel):
     def update(self) -> None:
         obstacle = "" if self.view.running else self.obstacle()
         self.ui.autoSegmentButton.setEnabled(not obstacle)
-        hint = obstacle or ("" if self.logic.ready else _("The engine is not installed: Auto-segment offers to do it."))
+        hint = obstacle or self._engine_hint()
         self.ui.hintLabel.setText(hint)
         self.ui.hintLabel.setVisible(bool(hint))
         self.ui.undoButton.setEnabled(self.logic.history.can_undo and not self.logic.busy)
+
+    def _engine_hint(self) -> str:
+        status = self.logic.engineStatus()
+        texts = {
+            "missing": _("The engine is not installed: Auto-segment offers to do it."),
+            "broken": _("The engine cannot be used: {why}."),
+            "ready": "",
+        }
+        return texts[status.state].format(why=status.why)
 
     def obstacle(self) -> str:
         """What is missing for Auto-segment, "" if nothing is; the engine can be installed by it."""
@@ -62,11 +71,9 @@ class SegmentPanel(JobPanel):
             self.host.greet()
             return
         parameters, organs = self.parameters, self.host.choices.organs
-        node = parameters.outputSegmentation
-        kept = [] if node is None or parameters.overwrite else scene.kept(node.GetSegmentation(), organs)
         self.logic.segment(
             parameters.inputVolume,
-            node,
+            parameters.outputSegmentation,
             organs=organs if self.logic.models else None,
             model=parameters.model,
             device=self.host.device,
@@ -81,8 +88,6 @@ class SegmentPanel(JobPanel):
         line = _("Segmenting '{volume}' with '{model}' on '{device}'.")
         volume = parameters.inputVolume.GetName()
         self.host.say(line.format(volume=volume, model=parameters.model, device=self.host.device))
-        for _id, name in kept:
-            self.host.say(_("'{name}' is your work: it stays, and the result goes beside it.").format(name=name))
         self.host.watch()
 
     def greeted(self) -> None:
@@ -102,10 +107,13 @@ class SegmentPanel(JobPanel):
         self.view.show(*progress(event))
 
     def _on_done(self, node: Any, event: Event) -> None:
-        found = sum(1 for organ in event["organs"] if organ["volume_ml"])
+        found = [organ["name"] for organ in event["organs"] if organ["volume_ml"]]
         text = _("{found} of {total} organs found in {time} on {device}.")
         seconds = duration(time.monotonic() - self._began)
-        text = text.format(found=found, total=len(event["organs"]), time=seconds, device=event["device"])
+        text = text.format(found=len(found), total=len(event["organs"]), time=seconds, device=event["device"])
+        kept = ", ".join(f"'{name}'" for _id, name in scene.kept(node.GetSegmentation(), found))
+        if kept:
+            text += " " + _("Your own work stays, and the result is beside it: {names}.").format(names=kept)
         self.view.end(text)
         self.host.say(text)
         self.parameters.overwrite = False

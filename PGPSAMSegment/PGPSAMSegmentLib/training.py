@@ -16,7 +16,7 @@ import slicer
 
 from . import corrections, segments, table
 from .enginefolder import default_folder
-from .grid import check_volume, same_grid
+from .grid import check_volume, has_reference, same_grid
 from .nodes import PREFIX, SceneError
 
 TRAIN = PREFIX + "train"
@@ -64,13 +64,15 @@ def add(segmentationNode: Any, volumeNode: Any, corrected: bool = False) -> None
     name = segmentationNode.GetName()
     if not _segments(segmentationNode):
         raise SceneError(f"the segmentation '{name}' has no segments", "Draw the organs in a few slices first")
-    if not same_grid(segmentationNode.GetSegmentation(), volumeNode):
+    if not same_grid(segmentationNode, volumeNode):
         raise SceneError(
-            f"the segmentation '{name}' was not drawn on the volume '{volumeNode.GetName()}': their grids differ",
-            "Select the volume that it was drawn on",
+            f"the segmentation '{name}' does not lie on the voxels of the volume '{volumeNode.GetName()}'",
+            "Select the volume that it was drawn on, and put both under the same transform",
         )
     if corrected and not _changed(segmentationNode):
         raise SceneError(f"nothing was corrected in '{name}' yet", "Correct a few slices in the Segment Editor first")
+    if not has_reference(segmentationNode.GetSegmentation()):  # made from a label map
+        segmentationNode.SetReferenceImageGeometryParameterFromVolumeNode(volumeNode)
     segmentationNode.SetNodeReferenceID(TRAIN_VOLUME, volumeNode.GetID())
     segmentationNode.SetAttribute(TRAIN, CORRECTED if corrected else DRAWN)
 

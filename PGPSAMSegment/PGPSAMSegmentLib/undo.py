@@ -6,6 +6,7 @@ session.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,8 @@ import slicer
 
 from . import segments
 from .grid import fingerprint
-from .nodes import COMPANIONS, CONFIDENCE, FIRST, POINTS, PROMPTS, TABLE, SceneError, companion, remove
+from .nodes import COMPANIONS, CONFIDENCE, FIRST, POINTS, PROMPTS, TABLE, VOLUME, SceneError, companion, remove
+from .overlay import overlay_confidence
 from .review import REVIEW_ATTRIBUTE
 
 DEPTH = 3  # each run keeps a copy of the segmentation
@@ -26,6 +28,7 @@ class _Run:
     node: Any
     histories: list[Any]
     copies: dict[str, Any]
+    volume: str | None
     review: str | None
     after: dict[str, str]
 
@@ -53,11 +56,12 @@ class RunHistory:
         copies = {role: _copy(companion(segmentationNode, role)) for role in (POINTS, CONFIDENCE, TABLE, FIRST)}
         copies[PROMPTS] = companion(segmentationNode, PROMPTS)
         review = segmentationNode.GetAttribute(REVIEW_ATTRIBUTE)
-        self._push(_Run(segmentationNode, histories, copies, review, {}))
+        volume = segmentationNode.GetNodeReferenceID(VOLUME)
+        self._push(_Run(segmentationNode, histories, copies, volume, review, {}))
 
     def made(self, segmentationNode: Any) -> None:
         """Remembers that a run made this segmentation."""
-        self._push(_Run(segmentationNode, [], {}, None, {}))
+        self._push(_Run(segmentationNode, [], {}, None, None, {}))
 
     def after(self, segmentationNode: Any) -> None:
         """Notes what the run left, to know at undo whether anybody has changed it since."""
@@ -90,6 +94,7 @@ class RunHistory:
             history.RestorePreviousState()
         for role, copy in run.copies.items():
             _restore(run.node, role, copy)
+        run.node.SetNodeReferenceID(VOLUME, run.volume)
         if run.review is None:
             run.node.RemoveAttribute(REVIEW_ATTRIBUTE)
         else:
@@ -106,7 +111,7 @@ def remove_result(segmentationNode: Any) -> Any:
     Returns:
         The segmentation, or None if nothing was left in it and it was removed as well.
     """
-    remove([companion(segmentationNode, role) for role in COMPANIONS])
+    _remove(segmentationNode, COMPANIONS)
     segmentation = segmentationNode.GetSegmentation()
     for organ in segments.ours(segmentation):
         if organ.untouched:
@@ -136,6 +141,13 @@ def _copy(node: Any) -> Any:
 def _restore(segmentationNode: Any, role: str, copy: Any) -> None:
     node = companion(segmentationNode, role)
     if copy is None:
-        remove([node])
+        _remove(segmentationNode, [role])
     elif node is not None and node is not copy:
         node.CopyContent(copy, not node.IsA("vtkMRMLVolumeNode"))
+
+
+def _remove(segmentationNode: Any, roles: Sequence[str]) -> None:
+    """Removes companions. An overlay goes first, as only it knows what the slice views showed before."""
+    if CONFIDENCE in roles and companion(segmentationNode, CONFIDENCE) is not None:
+        overlay_confidence(segmentationNode, False)
+    remove([companion(segmentationNode, role) for role in roles])

@@ -229,8 +229,7 @@ class Session:
     @property
     def segmentation(self) -> Any:
         """The segmentation that belongs to the chosen volume, or None."""
-        nodes = self._segmentations()
-        return next((node for node in nodes if node.GetNodeReferenceID(VOLUME) == self._state.volume), None)
+        return scene.segmentation_of(self.volume)
 
     def _segmentations(self) -> list[Any]:
         nodes = slicer.util.getNodesByClass("vtkMRMLSegmentationNode")

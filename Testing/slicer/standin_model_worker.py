@@ -4,8 +4,7 @@ Usage: standin_model_worker.py MODELS [MODE]. MODELS holds a folder for each mod
 `hello` tells; `finetune` adds one. Standard library and numpy only. MODE:
 
 good   not otherwise
-slow   a `segment`, `finetune` or `suggest` waits, half done, to be cancelled; a `segment` also for a file "go on"
-       beside MODELS
+slow   a `segment`, `finetune` or `suggest` waits, half done, to be cancelled or for a file "go on" beside MODELS
 full   a result cannot be written, because the disk is full (/dev/full, so the system says so itself)
 dies   a `segment` ends the process, half done
 """
@@ -31,6 +30,7 @@ def organ(number, name, color, code):
     return {"id": number, "name": name, "color": color, "snomed": snomed}
 
 
+CANCELLED = {"event": "error", "kind": "cancelled", "message": "cancelled", "hint": ""}
 ORGANS = [organ(6, "liver", [221, 130, 101], "10200004"), organ(1, "spleen", [157, 108, 162], "78961009")]
 
 
@@ -85,6 +85,14 @@ def boxes(shape, organs):
     return labels
 
 
+def is_cancelled(models, cancelled):
+    """Waits to be cancelled, or told to go on."""
+    while not (Path(models).parent / "go on").exists():
+        if cancelled.wait(0.05):
+            return True
+    return False
+
+
 def segment(number, request, models, mode, cancelled):
     model = next((m for m in models_of(models) if request["model"] in (m["name"], m["folder"])), None)
     if model is None:
@@ -107,10 +115,8 @@ def segment(number, request, models, mode, cancelled):
     if mode == "dies":
         sys.stderr.write("RuntimeError: the stand-in ends here\n")
         os._exit(3)
-    while mode == "slow" and not (Path(models).parent / "go on").exists():
-        if not cancelled.wait(0.05):
-            continue
-        return {"event": "error", "kind": "cancelled", "message": "cancelled", "hint": ""}
+    if mode == "slow" and is_cancelled(models, cancelled):
+        return CANCELLED
     with open("/dev/full" if mode == "full" else out / "confidence.npy", "wb") as file:
         np.save(file, np.full(labels.shape, 0.9, np.float32))
     np.save(out / "labels.npy", labels)
@@ -141,8 +147,8 @@ def finetune(number, request, models, mode, cancelled):
     )
     out = Path(request["out"])
     out.mkdir(parents=True)
-    if mode == "slow" and cancelled.wait(120):
-        return {"event": "error", "kind": "cancelled", "message": "cancelled", "hint": ""}
+    if mode == "slow" and is_cancelled(models, cancelled):
+        return CANCELLED
     told = {key: request.get(key) for key in ("start_from", "iterations", "labels", "method")}
     add_model(out.parent, request["name"], request["labels"])
     (out / "told.json").write_text(json.dumps({**told, "cases": shapes}))
@@ -153,8 +159,8 @@ def suggest(number, request, models, mode, cancelled):
     """The last slice and the middle one, so far from sorted."""
     depth = len(np.load(request["volume"]))
     answer(id=number, event="progress", stage="slices", done=1, total=depth, eta_s=3.0)
-    if mode == "slow" and cancelled.wait(120):
-        return {"event": "error", "kind": "cancelled", "message": "cancelled", "hint": ""}
+    if mode == "slow" and is_cancelled(models, cancelled):
+        return CANCELLED
     return {"event": "done", "slices": [depth - 1, depth // 2][: request["count"]], "slices_axis": 0}
 
 

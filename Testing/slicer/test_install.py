@@ -374,6 +374,26 @@ def test_what_pip_says_in_one_line(log, message, remedy):
     assert "\n" not in found + hint
 
 
+def test_a_hint_names_only_what_the_panel_has():
+    """It has a folder of wheels, and takes a Python that has all packages; it has no choice of torch's build."""
+    panel = (ROOT / "PGPSAMSegment" / "Resources" / "UI" / "PGPSAMSegment.ui").read_text(encoding="utf-8")
+    hints = [
+        explain("Max retries exceeded", "pip", "", "https://download.pytorch.org/whl/cu128", "3.12.10")[1],
+        explain("No matching distribution found for torchvision<1", "pip", "", "", "3.12.10")[1],
+        explain("No module named pip", "pip", "", "", "3.12.10")[1],
+        explain("Zombies", "probe", "", "", "3.12.10")[1],
+    ]
+    for hint in hints:
+        assert "'Use this Python...'" in hint
+        assert "torch build" not in hint
+        assert "\n" not in hint
+    assert "setup_env.py install --cuda auto" in hints[0]
+    assert "'Wheels folder'" in hints[0]
+    assert all("has all packages already" in hint for hint in hints[1:])
+    assert ">Use this Python...<" in panel
+    assert "Wheels folder:<" in panel.replace("&amp;", "")
+
+
 def processes_naming(text):
     """Command lines of running processes that hold a text."""
     found = []

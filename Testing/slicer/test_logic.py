@@ -16,7 +16,7 @@ from listening import is_alive, wait_for_end
 from made_results import add_volume, mask_of, names, paint
 
 from PGPSAMSegment import PGPSAMSegmentLogic
-from PGPSAMSegmentLib import install, nodes, training
+from PGPSAMSegmentLib import grid, install, nodes, training
 from PGPSAMSegmentLib.engine import Engine, EngineBusy
 from PGPSAMSegmentLib.nodes import SceneError
 from PGPSAMSegmentLib.session import JobError
@@ -378,9 +378,42 @@ def test_cases_of_different_organs_are_refused(host, make_logic):
 def test_a_segmentation_of_another_volume_is_no_case(host, make_logic):
     volume, other = add_volume(host), add_volume(host, shape=(4, 5, 6), name="other")
     node = drawn(host, volume, "liver")
-    with pytest.raises(SceneError, match="not drawn on the volume 'other'"):
+    with pytest.raises(SceneError, match="does not lie on the voxels of the volume 'other'"):
         training.add(node, other)
     assert training.cases() == []
+
+
+def test_a_segmentation_drawn_outside_its_volumes_transform_is_a_case(host, make_logic, models):
+    """Slicer then writes the segmentation's grid with the transform applied: both lie in one place all the same."""
+    logic, volume = make_logic(), add_volume(host)
+    greeted(logic)
+    turn = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode", "turn")
+    matrix = np.array([[0.0, -1, 0, 10], [1, 0, 0, 20], [0, 0, 1, 30], [0, 0, 0, 1]])
+    turn.SetMatrixTransformToParent(slicer.util.vtkMatrixFromArray(matrix))
+    volume.SetAndObserveTransformNodeID(turn.GetID())
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "mine")
+    node.SetReferenceImageGeometryParameterFromVolumeNode(volume)
+    mask = np.zeros(slicer.util.arrayFromVolume(volume).shape, np.uint8)
+    mask[2:4, 3:5, 6:9] = 1
+    # Not `paint`, which takes no notice of the transform; the Segment Editor works on the segmentation's grid.
+    node.AddSegmentFromBinaryLabelmapRepresentation(grid.labelmap(mask, grid.ijk_to_world(volume)), "my lesion")
+    training.add(node, volume)
+    assert trained(logic, models, "lesions")["cases"] == [[list(mask.shape), [0, 1], None]]
+    node.SetAndObserveTransformNodeID(turn.GetID())  # now it lies elsewhere
+    with pytest.raises(SceneError, match="and put both under the same transform"):
+        training.add(node, volume)
+
+
+def test_a_segmentation_made_from_a_label_map_is_a_case(host, make_logic, models):
+    logic, volume = make_logic(), add_volume(host)
+    greeted(logic)
+    labels = slicer.modules.volumes.logic().CreateAndAddLabelVolume(volume, "drawn elsewhere")
+    mask = slicer.util.arrayFromVolume(labels)
+    mask[2:4, 3:5, 6:9] = 1
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "imported")
+    slicer.modules.segmentations.logic().ImportLabelmapToSegmentationNode(labels, node)
+    training.add(node, volume)
+    assert trained(logic, models, "lesions")["cases"] == [[list(mask.shape), [0, 1], None]]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 import slicer
 import standin_model_worker as standin
+import vtk
 from made_results import add_volume, mask_of, names, paint
 from panel_bench import CHECKED, UNCHECKED, segmentations
 from PySide6 import QtCore, QtWidgets
@@ -129,6 +130,21 @@ def test_devices_say_what_was_found_and_why_not(bench):
     assert bench.widget.device == "cpu"
 
 
+def test_the_remembered_device_holds_for_a_click_before_the_engine_has_answered(make_bench, host):
+    bench = make_bench()
+    add_volume(host)
+    bench.open()
+    bench.ui.device.setCurrentIndex(bench.ui.device.findData("cpu"))
+    again = make_bench()
+    asked = []
+    ask, again.logic.segment = again.logic.segment, lambda *given, **more: (asked.append(more), ask(*given, **more))
+    again.widget.enter()
+    again.ui.autoSegmentButton.click()
+    assert [more["device"] for more in asked] == ["cpu"]
+    again.wait_idle()
+    assert again.widget.device == "cpu"
+
+
 def test_how_often_a_slice_is_looked_at_is_remembered_and_asked_for(bench):
     asked = []
     ask, bench.logic.segment = bench.logic.segment, lambda *given, **more: (asked.append(more), ask(*given, **more))
@@ -156,10 +172,12 @@ def test_finished_work_is_kept_and_the_box_to_replace_it_goes_off_again(bench):
     paint(node, "liver", bench.volume, mine)
     assert bench.segment() is node
     assert names(node) == ["liver", "spleen", "liver (2)"]
-    assert "'liver' is your work: it stays" in bench.log
+    assert bench.status.endswith(" Your own work stays, and the result is beside it: 'liver'.")
+    assert bench.status in bench.log
     bench.ui.overwrite.setChecked(True)
     assert bench.parameters.overwrite
     bench.segment()
+    assert "Your own work" not in bench.status
     assert mask_of(node, "liver", bench.volume).sum() > 1
     assert not bench.ui.overwrite.isChecked()
 
@@ -205,6 +223,29 @@ def test_the_switches_show_3d_prompts_and_confidence(bench, host):
     assert composite.GetForegroundVolumeID() is None
 
 
+def test_a_segmentation_of_surfaces_is_hidden_in_3d_and_never_emptied(bench):
+    """As one of an STL file: there is nothing that its surfaces could be made from again."""
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "implant")
+    node.CreateDefaultDisplayNodes()
+    node.GetSegmentation().SetSourceRepresentationName("Closed surface")
+    source = vtk.vtkSphereSource()
+    source.Update()
+    segment_id = node.AddSegmentFromClosedSurfaceRepresentation(source.GetOutput(), "screw", [1.0, 0.0, 0.0])
+    bench.ui.outputSegmentation.setCurrentNode(node)
+    assert bench.ui.show3D.isChecked()
+    bench.ui.show3D.setChecked(False)
+    surface = vtk.vtkPolyData()
+    node.GetClosedSurfaceRepresentation(segment_id, surface)
+    assert surface.GetNumberOfPoints() == source.GetOutput().GetNumberOfPoints()
+    assert not node.GetDisplayNode().GetVisibility3D()
+    bench.ui.outputSegmentation.setCurrentNode(None)
+    bench.ui.show3D.setChecked(True)
+    bench.ui.outputSegmentation.setCurrentNode(node)
+    assert not bench.ui.show3D.isChecked()  # the switch follows what is shown of it
+    bench.ui.show3D.setChecked(True)
+    assert node.GetDisplayNode().GetVisibility3D()
+
+
 def test_surfaces_that_the_user_made_survive_the_next_run(bench):
     """Made with the Segment Editor's button, so that the module's own switch is off."""
     node = bench.segment()
@@ -247,6 +288,60 @@ def test_selecting_another_segmentation_changes_nothing_in_it(bench, host):
     assert len(bench.table()) == 2
 
 
+def test_each_volume_has_its_own_output(bench, host):
+    """Two phases of one scan: they lie on one grid, so one result would fit the other."""
+    first = bench.segment()
+    before = mask_of(first, "liver", bench.volume)
+    second_volume = add_volume(host, name="portal")
+    bench.ui.inputVolume.setCurrentNode(second_volume)
+    assert bench.parameters.outputSegmentation is None
+    second = bench.segment()
+    assert second is not first
+    assert [node.GetNodeReference(nodes.VOLUME) for node in (first, second)] == [bench.volume, second_volume]
+    np.testing.assert_array_equal(mask_of(first, "liver", bench.volume), before)
+    bench.ui.inputVolume.setCurrentNode(bench.volume)
+    assert bench.ui.outputSegmentation.currentNode() is first
+    assert len(bench.table()) == 2
+    bench.ui.inputVolume.setCurrentNode(second_volume)
+    assert bench.parameters.outputSegmentation is second
+    bench.ui.outputSegmentation.setCurrentNode(first)
+    bench.ui.autoSegmentButton.click()
+    assert bench.status.startswith(f"The segmentation '{first.GetName()}' holds results of another volume, 'CT'.")
+
+
+def test_a_result_that_comes_while_another_volume_is_selected_waits_for_its_own(make_bench, host):
+    bench = make_bench("slow")
+    volume = add_volume(host)
+    bench.open()
+    bench.ui.autoSegmentButton.click()
+    bench.wait(lambda: "4 of 9" in bench.status)
+    bench.ui.inputVolume.setCurrentNode(add_volume(host, name="next"))
+    (bench.models.parent / "go on").touch()
+    bench.wait_idle()
+    assert "2 of 2 organs found" in bench.status
+    assert bench.parameters.outputSegmentation is None
+    bench.ui.inputVolume.setCurrentNode(volume)
+    assert names(bench.parameters.outputSegmentation) == ["liver", "spleen"]
+
+
+def test_a_result_that_is_deleted_leaves_nothing_hidden_and_no_overlay(bench, host):
+    _, composite = host.add_view()
+    other = add_volume(host, name="PET")
+    composite.SetForegroundVolumeID(other.GetID())
+    node = bench.segment()
+    bench.ui.confidenceOverlay.setChecked(True)
+    copy = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode")
+    copy.Copy(node)  # as the Data module's Clone does it: it shares what belongs to the result
+    first = nodes.companion(node, nodes.FIRST)
+    slicer.mrmlScene.RemoveNode(copy)
+    assert nodes.companion(node, nodes.FIRST) is first
+    assert composite.GetForegroundVolumeID() == nodes.companion(node, nodes.CONFIDENCE).GetID()
+    slicer.mrmlScene.RemoveNode(node)
+    assert slicer.util.getNodesByClass("vtkMRMLLabelMapVolumeNode") == []
+    assert composite.GetForegroundVolumeID() == other.GetID()
+    assert slicer.util.getNode("CT segmentation confidence")  # the lists show it: it is the user's to delete
+
+
 def test_the_log_can_be_copied(bench):
     assert "Engine 0.1.0 is ready, device cpu." in bench.log
     bench.ui.copyLogButton.click()
@@ -281,6 +376,30 @@ def test_the_state_survives_saving_and_loading(bench, host, tmp_path):
     assert bench.ui.reviewProgress.text().startswith("1 of 2 places checked")
     assert len(bench.table()) == 2
     assert not bench.ui.undoButton.isEnabled()  # like the Segment Editor's, it ends with the scene
+
+
+def test_a_scene_that_is_loaded_keeps_its_choice_of_volume_and_output(bench, host, tmp_path):
+    """Also one that the module would not have selected itself: a segmentation of the user's, not yet used."""
+    bench.segment()
+    mine = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "mine")
+    bench.ui.outputSegmentation.setCurrentNode(mine)
+    assert slicer.util.saveScene(str(tmp_path / "scene.mrb"))
+    slicer.mrmlScene.Clear()
+    add_volume(host, name="between")
+    slicer.util.loadScene(str(tmp_path / "scene.mrb"))
+    assert bench.parameters.inputVolume.GetName() == "CT"
+    assert bench.parameters.outputSegmentation.GetName() == "mine"
+
+
+def test_a_scene_whose_model_is_not_here_takes_one_that_is(bench, tmp_path):
+    bench.parameters.model = "of-a-colleague"
+    assert slicer.util.saveScene(str(tmp_path / "scene.mrb"))
+    slicer.mrmlScene.Clear()
+    slicer.util.loadScene(str(tmp_path / "scene.mrb"))
+    assert "The model 'of-a-colleague' is not installed: 'abdomen-ct' is chosen instead." in bench.log
+    assert bench.ui.model.currentText() == "abdomen-ct: 2 organs"
+    assert bench.ui.hintLabel.isHidden()
+    assert bench.ui.autoSegmentButton.isEnabled()
 
 
 def test_after_a_scene_was_cleared_the_widgets_belong_to_the_new_one(bench):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from made_results import add_volume, names
 from panel_bench import WORKER, segmentations
 from standin_slicer import make_wheel
 
-from PGPSAMSegmentLib import install
+from PGPSAMSegmentLib import enginepanel, install
 
 # --------------------------------------------------------------------------------------------------------- the engine
 
@@ -29,6 +30,19 @@ def test_without_an_engine_the_panel_says_so_and_starts_nothing(make_bench, host
     assert bench.ui.installButton.isEnabled()
     assert not bench.ui.removeButton.isEnabled()
     assert not bench.widget.timer.isActive()
+
+
+def test_an_engine_that_cannot_be_used_is_not_called_missing(make_bench, tmp_path):
+    bench = make_bench(mode="")
+    folder = tmp_path / "engine"
+    install.use_python(sys.executable, {"version": "0.1.0"}, folder)
+    bench.ui.engineFolder.setCurrentPath(str(folder))
+    facts = json.loads((folder / "engine.json").read_text())
+    (folder / "engine.json").write_text(json.dumps({**facts, "build": "cpu", "key": "of another version"}))
+    bench.widget.refresh()
+    reason = "it was installed for another version of this extension: repair it"
+    assert bench.ui.hintLabel.text() == f"The engine cannot be used: {reason}."
+    assert bench.ui.repairButton.isEnabled()
 
 
 def test_auto_segment_offers_to_install_the_engine(make_bench, host, tmp_path):
@@ -162,6 +176,30 @@ def test_a_python_of_the_users_own_is_tried_before_it_is_taken(make_bench, monke
     assert "runs the engine" in bench.log
     assert bench.ui.engineStatus.text().startswith("Ready")
     assert [model["name"] for model in bench.logic.models] == ["abdomen-ct"]
+
+
+def test_the_trial_of_a_python_can_be_cancelled_and_ends_by_itself(make_bench, host, monkeypatch):
+    bench = make_bench()
+    add_volume(host)
+    bench.open()
+    monkeypatch.setattr(install, "own_worker_command", lambda python: [python, "-c", "import time; time.sleep(600)"])
+    qt_stand_ins.StandInFileDialog.answer = sys.executable
+    bench.ui.ownPythonButton.click()
+    assert bench.ui.installButton.text() == "Cancel"
+    assert bench.ui.installButton.isEnabled()
+    assert not bench.ui.autoSegmentButton.isEnabled()
+    (engine, _), is_running = bench.widget.engine._tried, bench.logic._session.engine.running
+    bench.ui.installButton.click()
+    assert bench.ui.installStatus.text() == "Cancelled."
+    assert bench.ui.installButton.text() == "Install..."
+    assert not engine.running
+    assert bench.logic._session.engine.running is is_running  # the engine in use is none of its business
+    assert bench.ui.autoSegmentButton.isEnabled()
+    bench.wait_idle()
+    monkeypatch.setattr(enginepanel, "TRIAL_S", 0.5)
+    bench.ui.ownPythonButton.click()
+    bench.wait_idle()
+    assert "has said nothing for 0.5 seconds" in bench.ui.installStatus.text()
 
 
 def test_folders_are_the_users_settings(make_bench, tmp_path):

@@ -15,6 +15,7 @@ from panel_bench import segmentations
 
 import PGPSAMSegment as module
 from PGPSAMSegment import SAMPLE_SHA256, PGPSAMSegment
+from PGPSAMSegmentLib.parameters import DEFAULT_STEPS
 
 MODULE = Path(__file__).resolve().parents[2] / "PGPSAMSegment"
 UI = MODULE / "Resources" / "UI" / "PGPSAMSegment.ui"
@@ -51,6 +52,15 @@ def test_the_tab_key_goes_through_all_fields_in_their_order():
     stops = [stop.text for stop in ElementTree.parse(UI).getroot().iter("tabstop")]
     passive = {"QLabel", "QProgressBar", "ctkCollapsibleButton", "qMRMLWidget"}
     assert stops == [w.get("name") for w in ui_widgets() if w.get("class") not in passive]
+
+
+def test_how_long_a_training_takes_is_said_alike_everywhere():
+    (steps,) = [properties(widget) for widget in ui_widgets() if widget.get("name") == "steps"]
+    assert int(steps["value"]) == DEFAULT_STEPS
+    duration = "about twelve minutes on two CPU cores"
+    assert f"{DEFAULT_STEPS} take {duration}" in steps["toolTip"]
+    guide = (MODULE.parent / "docs" / "slicer.md").read_text(encoding="utf-8")
+    assert f"{DEFAULT_STEPS} steps take {duration}" in " ".join(guide.split())
 
 
 def test_every_parameter_of_a_widget_exists(bench):

@@ -156,6 +156,26 @@ def test_a_training_can_be_cancelled(make_bench, host):
     assert not (bench.models / "lesions").exists()
 
 
+def test_a_training_outlives_the_scene_that_it_was_started_from(make_bench, host):
+    bench = make_bench("slow")
+    volume = add_volume(host)
+    bench.open()
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "drawn")
+    node.SetReferenceImageGeometryParameterFromVolumeNode(volume)
+    paint(node, "lesion", volume, np.ones(slicer.util.arrayFromVolume(volume).shape, bool))
+    training.add(node, volume)
+    bench.ui.newModel.setText("lesions")
+    bench.ui.adaptButton.click()
+    bench.wait(lambda: "1 of 200" in bench.ui.adaptStatus.text())
+    slicer.mrmlScene.Clear()
+    assert bench.ui.cases.count() == 0
+    assert bench.ui.adaptButton.text() == "Cancel"
+    (bench.models.parent / "go on").touch()
+    bench.wait_idle()
+    assert bench.ui.adaptStatus.text() == "The model 'lesions' is ready and chosen."
+    assert bench.parameters.model == "lesions"
+
+
 # -------------------------------------------------------------------------------------------------- slices to annotate
 
 

@@ -26,7 +26,7 @@ from made_results import (
     write_result,
 )
 
-from PGPSAMSegmentLib import nodes, scene, segments, table
+from PGPSAMSegmentLib import corrections, nodes, review, scene, segments, table
 from PGPSAMSegmentLib.grid import segment_mask
 
 
@@ -268,6 +268,35 @@ def test_a_volume_without_any_organ_gives_an_empty_segmentation(host, tmp_path: 
     assert table.rows(node) == {}
 
 
+def test_the_overlay_goes_with_the_run_that_is_undone(host, tmp_path: Path) -> None:
+    """Both ways: the run had made the segmentation, and the run had added to one of the user's."""
+    _, composite = host.add_view()
+    volume, other, history = add_volume(host), add_volume(host, name="PET"), scene.RunHistory()
+    own, _ = with_hand_made(host, volume)
+    for target in (None, own):
+        composite.SetForegroundVolumeID(other.GetID())
+        composite.SetForegroundOpacity(0.7)
+        node = scene.show_result(volume, write_result(tmp_path, labels_of()), target, history=history)
+        scene.overlay_confidence(node, True)
+        history.undo()
+        assert (composite.GetForegroundVolumeID(), composite.GetForegroundOpacity()) == (other.GetID(), 0.7)
+
+
+def test_results_of_another_volume_are_not_replaced(host, tmp_path: Path) -> None:
+    """Two phases of one scan lie on one grid; once the first volume is gone, its segmentation is free."""
+    first, second = add_volume(host, name="A"), add_volume(host, name="B")
+    result = write_result(tmp_path, labels_of())
+    node = scene.show_result(first, result)
+    with pytest.raises(scene.SceneError, match=r"holds results of another volume, 'A'\. Select a new") as caught:
+        scene.show_result(second, result, node)
+    assert caught.value.hint
+    assert node.GetNodeReference(nodes.VOLUME) is first
+    other = scene.show_result(second, result)
+    assert [scene.segmentation_of(volume) for volume in (first, second, None)] == [node, other, None]
+    slicer.mrmlScene.RemoveNode(first)
+    assert scene.show_result(second, result, node) is node
+
+
 def test_two_volumes_keep_apart(host, tmp_path: Path) -> None:
     first, second = add_volume(host, name="A"), add_volume(host, OBLIQUE, (6, 7, 8), name="B")
     labels = labels_of(), np.full((6, 7, 8), CAVA["id"], np.uint8)
@@ -303,6 +332,63 @@ def with_hand_made(host: Any, volume: Any) -> tuple[Any, dict[str, np.ndarray]]:
     for name, mask in masks.items():
         paint(node, name, volume, mask)
     return node, masks
+
+
+def from_label_map(volume: Any, mask: np.ndarray) -> Any:
+    """A segmentation as Slicer makes it of a label map: it knows no grid of its own."""
+    labels = slicer.modules.volumes.logic().CreateAndAddLabelVolume(volume, "drawn elsewhere")
+    slicer.util.updateVolumeFromArray(labels, mask.astype(np.uint8))
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "imported")
+    assert slicer.modules.segmentations.logic().ImportLabelmapToSegmentationNode(labels, node)
+    assert not node.GetSegmentation().GetConversionParameter("Reference image geometry")
+    node.GetSegmentation().GetNthSegment(0).SetName("tumour")
+    return node
+
+
+def test_edits_in_a_segmentation_made_from_a_label_map_are_kept(host, tmp_path: Path) -> None:
+    volume, labels, history = add_volume(host), labels_of(), scene.RunHistory()
+    theirs = np.zeros(SHAPE, bool)
+    theirs[7:9, 9:12, 3:6] = True
+    node = from_label_map(volume, theirs)
+    doubts = {"liver": {3: 0.5}}
+    scene.show_result(volume, write_result(tmp_path, labels, slice_confidence=doubts), node, history=history)
+    assert [item.slice for item in review.items(node)] == [3]
+    assert {change.changed for change in corrections.changes(node)} == {0}
+    edited = labels == LIVER["id"]
+    edited[1, 2, 3] = False
+    paint(node, "liver", volume, edited)
+    assert [change.removed for change in corrections.changes(node) if change.organ == "liver"] == [1]
+    with pytest.raises(scene.SceneError, match="was edited after the run"):
+        history.undo()
+    scene.show_result(volume, write_result(tmp_path, labels), node)
+    assert "liver (2)" in names(node)
+    np.testing.assert_array_equal(mask_of(node, "liver", volume), edited)
+    np.testing.assert_array_equal(mask_of(node, "tumour", volume), theirs)
+
+
+def test_undo_sees_edits_of_a_segment_on_a_grid_of_its_own(host, tmp_path: Path) -> None:
+    volume, history = add_volume(host), scene.RunHistory()
+    coarse = add_volume(host, np.diag([1.4, 2.6, 5.0, 1.0]), (4, 6, 7), name="coarse")
+    theirs = np.zeros((4, 6, 7), bool)
+    theirs[1:3, 2:4, 3:5] = True
+    node = from_label_map(coarse, theirs)
+    scene.show_result(volume, write_result(tmp_path, labels_of()), node, history=history)
+    paint(node, "tumour", coarse, ~theirs)
+    with pytest.raises(scene.SceneError, match="was edited after the run"):
+        history.undo()
+    paint(node, "tumour", coarse, theirs)
+    assert history.undo() is node
+    np.testing.assert_array_equal(mask_of(node, "tumour", coarse), theirs)
+
+
+def test_a_segment_that_was_marked_without_a_grid_counts_as_edited(host, tmp_path: Path) -> None:
+    """Earlier versions marked all segments of a segmentation without a grid with these words, so they tell nothing."""
+    node = scene.show_result(add_volume(host), write_result(tmp_path, labels_of()))
+    segmentation = node.GetSegmentation()
+    segmentation.SetConversionParameter("Reference image geometry", "")
+    for segment_id in segments.ids(segmentation):
+        segmentation.GetSegment(segment_id).SetTag(segments.CONTENT_TAG, "another grid")
+    assert [organ.untouched for organ in segments.ours(segmentation)] == [False, False, False]
 
 
 def test_hand_made_segments_stay_bit_identical(host, tmp_path: Path) -> None:
@@ -534,6 +620,7 @@ def test_undo_of_a_later_run_brings_everything_back(host, tmp_path: Path) -> Non
     assert table.rows(node)["liver"][0] == 0.34
     assert nodes.companion(node, nodes.POINTS).GetNumberOfControlPoints() == 3
     assert history.undo() is node
+    assert node.GetNodeReference(nodes.VOLUME) is None
     assert names(node) == ["liver", "tumour"]
     for name, mask in masks.items():
         np.testing.assert_array_equal(mask_of(node, name, volume), mask)
