@@ -84,7 +84,7 @@ class TrainingSettings:
     average: float = 0.98
     empty_share: float = 0.15
     guessed_share: float = 0.5
-    replay: int = 4
+    replay: int = 1
     canvas: tuple[int, int] = (168, 224)
     augmentation: Augmentation | None = field(default_factory=Augmentation)
     preparation: Preparation = field(default_factory=Preparation)

@@ -34,7 +34,6 @@ def recipe(method: str, iterations: int | None = None) -> TrainingSettings:
         dice_weight=(0.5, 0.5),
         empty_share=0.3,
         average=0.998,
-        replay=2,
         augmentation=Augmentation(coarse=0.25, cropped=0.15),
     )
 
@@ -51,8 +50,9 @@ def _of_method(method: str) -> TrainingSettings:
             method="probe", iterations=600, batch=8, canvas=(224, 280), augmentation=None, average=0.0
         )
     if method == "ptsam":
-        # Two thousand values an organ: they need, and stand, a high rate; a step decodes every organ by itself.
-        return TrainingSettings(method="ptsam", iterations=600, batch=2, lr=1e-2, weight_decay=0.0)
+        # Two thousand values an organ: they need, and stand, a high rate; a step decodes every organ by itself. The
+        # encoder learns nothing, so that what it made of a slice is worth using again.
+        return TrainingSettings(method="ptsam", iterations=600, batch=2, lr=1e-2, weight_decay=0.0, replay=4)
     if method == "samsp":
         # Both passes weigh the same, as published; the second decodes every organ that the first one found.
         return TrainingSettings(method="samsp", iterations=500, batch=2, final_weight=(0.5, 0.5))
