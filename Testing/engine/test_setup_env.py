@@ -64,14 +64,13 @@ while (here / "hold").exists():
     time.sleep(0.05)
 setup()
 """
-STANDIN_SLICER = """#!{python}
-import json, pathlib, runpy, sys, types
+STANDIN_SLICER = """import json, pathlib, runpy, sys, types
 file = pathlib.Path(__file__).with_name("settings.json")
 class Settings:
     def value(self, key):
         return json.loads(file.read_text()).get(key) if file.exists() else None
     def setValue(self, key, value):
-        file.write_text(json.dumps({{key: value}}))
+        file.write_text(json.dumps({key: value}))
     def sync(self):
         pass
 home = str(file.parent)
@@ -552,7 +551,9 @@ class TestSlicer:
     def slicer(self, tmp_path: Path) -> Path:
         folder = tmp_path / "Slicer 5.10"
         folder.mkdir()
-        (folder / "Slicer").write_text(STANDIN_SLICER.format(python=sys.executable), encoding="utf-8")
+        (folder / "slicer.py").write_text(STANDIN_SLICER, encoding="utf-8")
+        start = f'#!/bin/sh\nexec "{sys.executable}" "{folder / "slicer.py"}" "$@"\n'  # a path may hold spaces
+        (folder / "Slicer").write_text(start, encoding="utf-8")
         (folder / "Slicer").chmod(0o755)
         return folder
 
