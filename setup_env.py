@@ -688,7 +688,10 @@ def slicer_program(path: Path) -> Path:
 def connect_slicer(environment: Environment, program: Path) -> None:
     """Has Slicer add the module's folder to its settings, and take the environment for its engine."""
     code = "import json, platform, pgpsam; print(json.dumps([platform.python_version(), pgpsam.__version__]))"
-    python_version, version = json.loads(environment.answer("-c", code))
+    found = environment.answer("-c", code)
+    if not found:
+        raise SetupError(f"the engine in {environment.folder} does not start; delete that folder and run this again")
+    python_version, version = json.loads(found)
     order = {"python": str(environment.python), "python_version": python_version, "version": version}
     module = PROJECT / "PGPSAMSegment"
     by_hand = f"in Slicer, Edit, Application Settings, Modules, add {module} to the additional module paths"

@@ -43,11 +43,11 @@ def choose_engine(order: dict[str, str]) -> bool:
 
 def main() -> int:
     """Exit code: a Slicer without a window must end, whatever happens."""
-    import slicer
-
-    order = json.loads(os.environ["PGPSAM_CONNECT"])
-    sys.path.insert(0, str(MODULE))
     try:
+        import slicer
+
+        order = json.loads(os.environ["PGPSAM_CONNECT"])
+        sys.path.insert(0, str(MODULE))
         done = {"engine": choose_engine(order), "module": add_module_path(slicer.app, MODULE)}
         Path(order["answer"]).write_text(json.dumps(done), encoding="utf-8")
     except Exception:  # said on standard error; an exception that leaves a script leaves Slicer running

@@ -138,7 +138,8 @@ def test_pairs_of_the_scene_are_added_and_removed(bench):
     assert "drawn" in segmentations()
 
 
-def test_a_training_can_be_cancelled(make_bench, host):
+def training_bench(make_bench, host):
+    """A bench whose panel trains the model "lesions" from one case, at the first of 200 steps."""
     bench = make_bench("slow")
     volume = add_volume(host)
     bench.open()
@@ -149,6 +150,11 @@ def test_a_training_can_be_cancelled(make_bench, host):
     bench.ui.newModel.setText("lesions")
     bench.ui.adaptButton.click()
     bench.wait(lambda: "1 of 200" in bench.ui.adaptStatus.text())
+    return bench
+
+
+def test_a_training_can_be_cancelled(make_bench, host):
+    bench = training_bench(make_bench, host)
     assert bench.ui.adaptStatus.text() == "Training: 1 of 200, loss 1.0, about 60 s left"
     bench.ui.adaptButton.click()
     bench.wait_idle()
@@ -157,16 +163,7 @@ def test_a_training_can_be_cancelled(make_bench, host):
 
 
 def test_a_training_outlives_the_scene_that_it_was_started_from(make_bench, host):
-    bench = make_bench("slow")
-    volume = add_volume(host)
-    bench.open()
-    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "drawn")
-    node.SetReferenceImageGeometryParameterFromVolumeNode(volume)
-    paint(node, "lesion", volume, np.ones(slicer.util.arrayFromVolume(volume).shape, bool))
-    training.add(node, volume)
-    bench.ui.newModel.setText("lesions")
-    bench.ui.adaptButton.click()
-    bench.wait(lambda: "1 of 200" in bench.ui.adaptStatus.text())
+    bench = training_bench(make_bench, host)
     slicer.mrmlScene.Clear()
     assert bench.ui.cases.count() == 0
     assert bench.ui.adaptButton.text() == "Cancel"
