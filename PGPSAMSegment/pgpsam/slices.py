@@ -23,6 +23,7 @@ from pgpsam.volume import Volume
 
 AIR_HU = -200.0
 BODY_MARGIN_MM = 6.0
+LIMB_SHARE = 0.15  # of the largest part's area in its slice; a thick arm has a tenth of a trunk's
 LARGEST_CANVAS = 1024
 
 
@@ -92,15 +93,30 @@ def body_mask(array: NDArray[np.float32]) -> NDArray[np.bool_]:
     return array > max(AIR_HU, float(array.min()) + 1.0)
 
 
-def body_box(volume: Volume) -> tuple[int, int, int, int]:
-    """The body's box over all slices: (y0, y1, x0, x1) in voxels of the canonical slice.
+def trunk_mask(array: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """[z, y, x] in HU -> `body_mask` without what lies apart from the trunk in its slice: arms beside it, the couch.
 
-    The body is the largest connected part of the projection along z of all that is not air, after an opening that
-    cuts off couch and tubes. A volume without such a part is taken whole.
+    Of the connected parts of a slice, those of at least `LIMB_SHARE` of the largest stay, such as two thighs.
+    """
+    trunk = body_mask(array)
+    for plane in trunk:
+        parts, count = ndimage.label(plane)
+        if count > 1:
+            areas = np.bincount(parts.ravel())
+            areas[0] = 0
+            plane &= (areas >= LIMB_SHARE * areas.max())[parts]
+    return trunk
+
+
+def body_box(volume: Volume) -> tuple[int, int, int, int]:
+    """The trunk's box over all slices: (y0, y1, x0, x1) in voxels of the canonical slice.
+
+    It is the largest connected part of the trunk's projection along z, after an opening that cuts off what still hangs
+    on it. A volume without such a part is taken whole.
     """
     dx, dy, _ = volume.spacing
     _, height, width = volume.shape
-    projection = body_mask(volume.array).mean(0) > 0.2
+    projection = trunk_mask(volume.array).mean(0) > 0.2
     radius = max(1, round(5.0 / max(dx, dy)))
     opened = ndimage.binary_opening(projection, iterations=radius) if min(height, width) > 8 * radius else projection
     parts, count = ndimage.label(opened)

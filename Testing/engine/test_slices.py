@@ -7,13 +7,15 @@ import torch
 from pgpsam.errors import UserError
 from pgpsam.slices import (
     Preparation,
+    body_mask,
     box_scores,
     frame_volume,
     neighbours,
     network_input,
     scale_labels,
+    trunk_mask,
 )
-from pgpsam.volume import Volume
+from pgpsam.volume import Volume, read_volume
 
 
 def phantom(spacing: float, depth: int = 3, field_mm: float = 420.0) -> Volume:
@@ -55,6 +57,28 @@ def test_frame_is_the_body_with_a_margin():
     assert abs((y1 - y0) - 212) <= 4  # 200 mm and 6 mm on both sides
     assert abs((x1 - x0) - 312) <= 4
     assert frame.canvas == (112, 168)
+
+
+def discs(*wanted: tuple[float, float, float]) -> Volume:
+    """Discs of soft tissue in air: (x, y, radius) in mm from the middle of 460 mm."""
+    y, x = np.mgrid[:460, :460] - 229.5
+    tissue = np.any([(x - right) ** 2 + (y - down) ** 2 < radius**2 for right, down, radius in wanted], axis=0)
+    return Volume.from_kji(np.stack([np.where(tissue, 40.0, -1000.0)] * 3), np.diag([-1.0, -1.0, 5.0, 1.0]))
+
+
+def test_arms_beside_the_trunk_are_not_in_its_box():
+    trunk, arms = (0, 0, 130), [(-180, 30, 35), (180, 30, 35)]
+    assert frame_volume(discs(trunk, *arms), Preparation()).box == frame_volume(discs(trunk), Preparation()).box
+
+
+def test_two_thighs_are_both_trunk_and_a_hand_is_not():
+    thighs = [(-80, 0, 75), (80, 0, 50)]
+    assert np.array_equal(trunk_mask(discs(*thighs, (210, 0, 15)).array), body_mask(discs(*thighs).array))
+
+
+def test_the_box_of_a_scan_with_arms_beside_the_trunk_ends_between_them(shared_data):
+    volume = read_volume(shared_data / "samples" / "dicom")
+    assert frame_volume(volume, Preparation()).box[2] > 60  # columns 15 to 72 show an arm
 
 
 @pytest.mark.parametrize("scale", [Preparation().spacing_mm, 2.0])
