@@ -73,7 +73,7 @@ class Frame:
     """Where a volume's slices lie on their canvas.
 
     Attributes:
-        box: (y0, y1, x0, x1), the body's box in voxels of the canonical slice.
+        box: (y0, y1, x0, x1), the trunk's box in voxels of the canonical slice.
         size: (h, w), the box on the canvas in pixels.
         canvas: (H, W), with the box centred.
     """
@@ -96,7 +96,8 @@ def body_mask(array: NDArray[np.float32]) -> NDArray[np.bool_]:
 def trunk_mask(array: NDArray[np.float32]) -> NDArray[np.bool_]:
     """[z, y, x] in HU -> `body_mask` without what lies apart from the trunk in its slice: arms beside it, the couch.
 
-    Of the connected parts of a slice, those of at least `LIMB_SHARE` of the largest stay, such as two thighs.
+    Of the connected parts of a slice, those of at least `LIMB_SHARE` of the largest stay, such as two thighs. An arm
+    that touches the trunk stays, too.
     """
     trunk = body_mask(array)
     for plane in trunk:
@@ -134,7 +135,7 @@ def body_box(volume: Volume) -> tuple[int, int, int, int]:
 
 
 def frame_volume(volume: Volume, preparation: Preparation, box: tuple[int, int, int, int] | None = None) -> Frame:
-    """The body's box and its canvas.
+    """The trunk's box and its canvas.
 
     Args:
         box: the volume's `body_box`, where it is known.
