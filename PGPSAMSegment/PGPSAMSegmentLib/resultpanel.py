@@ -51,12 +51,16 @@ class ResultPanel(Panel):
         self._apply(node)
 
     def _follow_volume(self) -> None:
-        """Selects the result of another input volume; a scene that is loaded brings its own choice of both."""
+        """Selects the result of another input volume; a scene that is loaded brings its own choice of both.
+
+        A segmentation without results that was chosen before there was any volume is meant for the first one.
+        """
         volume, node = self.parameters.inputVolume, self.parameters.outputSegmentation
         if volume is self._volume:
             return
-        self._volume = volume
-        fits = node is not None and node.GetNodeReference(VOLUME) is volume
+        before, self._volume = self._volume, volume
+        of = node.GetNodeReference(VOLUME) if node is not None else None
+        fits = node is not None and (of is volume or (of is None and before is None))
         if volume is not None and node is self._node and not fits:
             self.parameters.outputSegmentation = scene.segmentation_of(volume)
 

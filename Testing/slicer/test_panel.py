@@ -309,6 +309,16 @@ def test_each_volume_has_its_own_output(bench, host):
     assert bench.status.startswith(f"The segmentation '{first.GetName()}' holds results of another volume, 'CT'.")
 
 
+def test_an_output_chosen_before_there_is_a_volume_is_kept_for_the_first_one(make_bench, host):
+    bench = make_bench().open()
+    mine = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "mine")
+    bench.ui.outputSegmentation.setCurrentNode(mine)
+    bench.ui.inputVolume.setCurrentNode(add_volume(host))
+    assert bench.segment() is mine
+    bench.ui.inputVolume.setCurrentNode(add_volume(host, name="next"))
+    assert bench.parameters.outputSegmentation is None
+
+
 def test_a_result_that_comes_while_another_volume_is_selected_waits_for_its_own(make_bench, host):
     bench = make_bench("slow")
     volume = add_volume(host)
