@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -112,4 +113,36 @@ def test_a_model_of_every_patient_shows_its_twins_scores(
             ship(str(whole), tmp_path / "not", **arguments)
     with pytest.raises(UserError, match="is the model itself"):
         ship(str(whole), whole)
+    assert not (tmp_path / "not").exists()
+
+
+def test_a_copy_can_be_the_mean_of_two_models_in_all_or_in_some_of_their_weights(
+    scored: Path, phantoms: Path, quick_settings, tmp_path: Path
+) -> None:
+    later, whole = tmp_path / "later", tmp_path / "whole"
+    settings = replace(quick_settings, iterations=2, start_from=str(scored))
+    for out, held in ((later, None), (whole, [])):
+        train_on_dataset(
+            read_dataset(phantoms), out, settings, SliceChoice(shots=4), hold_out=held, device="cpu", command="b"
+        )
+    ship(str(later), tmp_path / "mean", average_with=str(scored), keep=r"decoder\.transformer")
+    (a, b, mean), early = (load_model(path)[1] for path in (scored, later, tmp_path / "mean")), set()
+    for name, value in expand(compact({n: ((a[n].float() + b[n].float()) / 2).to(a[n].dtype) for n in a})).items():
+        if name.startswith("decoder.transformer"):
+            value = expand(compact({name: a[name]}))[name]
+            early.add(name)
+        assert torch.equal(mean[name], value), name
+    assert early
+    assert any(not torch.equal(a[name], b[name]) for name in early)
+    assert "b\n" in (tmp_path / "mean" / "CARD.md").read_text()
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"average_with": str(scored), "keep": "("}, "is no regular expression"),
+        ({"average_with": str(scored), "keep": "nothing"}, "fits no tensor"),
+        ({"keep": "decoder"}, "says what stays of another model"),
+        ({"average_with": str(whole)}, "learned from different cases: case_2"),
+        ({"average_with": "abdomen-ct"}, "cannot be averaged with"),
+    ]
+    for arguments, message in wrong:
+        with pytest.raises(UserError, match=message):
+            ship(str(later), tmp_path / "not", **arguments)
     assert not (tmp_path / "not").exists()

@@ -213,6 +213,12 @@ def ship_main(arguments: Sequence[str] | None = None) -> int:
     scored.add_argument(
         "--scores-of", default="", metavar="MODEL", help="show the scores of a model trained alike on fewer patients"
     )
+    parser.add_argument(
+        "--average-with", default="", metavar="MODEL", help="the copy's weights are the mean of both models'"
+    )
+    parser.add_argument(
+        "--keep", default="", metavar="REGEX", help="with --average-with: weights whose names begin so are that model's"
+    )
     add_common(parser)
     return run(_ship, parsed(parser, arguments))
 
@@ -226,6 +232,8 @@ def _ship(options: argparse.Namespace) -> None:
             description=options.description,
             data=options.data,
             twin=options.scores_of,
+            average_with=options.average_with,
+            keep=options.keep,
             device=options.device,
             command=options.command,
             scoring=report.each("scoring"),

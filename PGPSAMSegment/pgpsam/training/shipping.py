@@ -1,19 +1,25 @@
 """A trained model -> one to give away: its large tensors in 8 bits, its name, and scores that others may read.
 
+Where a model was trained on from another, the mean of both models' weights often does better than either (Wortsman
+et al., "Model soups", 2022); weights that changed little may stay the earlier one's.
+
 A model that learned from every patient cannot be scored. Its card shows the scores of its twin: a model that was
 trained in the same way, but without the patients that are scored.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from pgpsam.errors import UserError
 from pgpsam.models.compact import compact
-from pgpsam.models.store import find_model, load_model, load_spec, save_model
+from pgpsam.models.store import ModelSpec, find_model, load_model, load_spec, save_model
 from pgpsam.segmenter import Step
 from pgpsam.training.card import copy_pictures, model_card
 from pgpsam.training.data import Case, read_dataset
@@ -28,6 +34,8 @@ def ship(
     description: str = "",
     data: Path | None = None,
     twin: str = "",
+    average_with: str = "",
+    keep: str = "",
     device: str = "auto",
     command: str = "",
     scoring: Callable[[str, Step], None] | None = None,
@@ -39,6 +47,8 @@ def ship(
         name, description: of the copy; empty for the folder's name and the model's description.
         data: the data set whose held-out cases the copy is scored on.
         twin: a scored model of the same method and settings, whose scores the copy shows.
+        average_with: a model of the same kind whose weights are averaged with this one's.
+        keep: a regular expression: tensors whose names begin so are those of `average_with`, not the mean.
         command: what the card says of how it was made.
         scoring: called with a case's name while it is segmented.
 
@@ -46,8 +56,8 @@ def ship(
         The summary of the copy's scores; None where it was not scored.
 
     Raises:
-        UserError: no such model, the same folder, a twin of another kind or without scores, or data without a case
-            that was held out.
+        UserError: no such model, the same folder, a twin or a model to average with of another kind, a twin without
+            scores, or data without a case that was held out.
     """
     folder = find_model(model)
     if out.exists() and out.resolve() == folder.resolve():
@@ -60,11 +70,17 @@ def ship(
         training={**spec.training, "ship_command": command},
         scores={},
     )
+    if average_with:
+        other, others = load_model(find_model(average_with))
+        check_alike(other, spec, f"{average_with} cannot be averaged with {model}")
+        if unseen := set(other.training.get("held_out", ())) ^ set(spec.training.get("held_out", ())):
+            raise UserError(f"{average_with} and {model} learned from different cases: {', '.join(sorted(unseen))}")
+        tensors = average(tensors, others, keep)
+    elif keep:
+        raise UserError("--keep says what stays of another model", "Name it with --average-with.")
     if twin:
         other = load_spec(find_model(twin))
-        alike = ("method", "settings", "backbone", "preparation", "labels")
-        if differs := [key for key in alike if getattr(other, key) != getattr(spec, key)]:
-            raise UserError(f"{twin} is no twin of {model}: its {differs[0]} is another")
+        check_alike(other, spec, f"{twin} is no twin of {model}")
         if not other.scores:
             raise UserError(f"{twin} has no scores", "Score it first: ship it with --data.")
         spec = replace(spec, scores={**other.scores, "model": other.name})
@@ -80,3 +96,30 @@ def ship(
     if not data:
         return None
     return finish(out, dataset, held, SliceChoice().text, "", device, scoring)
+
+
+def check_alike(other: ModelSpec, spec: ModelSpec, complaint: str) -> None:
+    """Raises UserError where two models differ in more than their weights."""
+    alike = ("method", "settings", "backbone", "preparation", "labels")
+    if differs := [key for key in alike if getattr(other, key) != getattr(spec, key)]:
+        raise UserError(f"{complaint}: its {differs[0]} is another")
+
+
+def average(tensors: Mapping[str, Tensor], others: Mapping[str, Tensor], keep: str) -> dict[str, Tensor]:
+    """The mean of two models' tensors of the same names; those that match `keep` at their beginning are `others`'.
+
+    Raises:
+        UserError: only one of them has a volume refiner; `keep` is no regular expression, or fits no tensor.
+    """
+    if unlike := sorted(tensors.keys() ^ others.keys()):
+        raise UserError(f"the two models cannot be averaged: only one of them has {unlike[0]}")
+    try:
+        kept = {name for name in others if keep and re.match(keep, name)}
+    except re.error as error:
+        raise UserError(f"--keep {keep} is no regular expression: {error}") from error
+    if keep and not kept:
+        raise UserError(f"--keep {keep} fits no tensor", f"There are {', '.join(sorted(others)[:3])}, ...")
+    return {
+        name: others[name] if name in kept else ((value.float() + others[name].float()) / 2).to(value.dtype)
+        for name, value in tensors.items()
+    }
