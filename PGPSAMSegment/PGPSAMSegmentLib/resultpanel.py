@@ -59,8 +59,8 @@ class ResultPanel(Panel):
         if volume is self._volume:
             return
         before, self._volume = self._volume, volume
-        of = node.GetNodeReference(VOLUME) if node is not None else None
-        fits = node is not None and (of is volume or (of is None and before is None))
+        unused = before is None and node is not None and companion(node, TABLE) is None
+        fits = unused or (node is not None and node.GetNodeReference(VOLUME) is volume)
         if volume is not None and node is self._node and not fits:
             self.parameters.outputSegmentation = scene.segmentation_of(volume)
 

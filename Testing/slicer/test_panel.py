@@ -319,6 +319,15 @@ def test_an_output_chosen_before_there_is_a_volume_is_kept_for_the_first_one(mak
     assert bench.parameters.outputSegmentation is None
 
 
+def test_the_result_of_a_deleted_volume_is_not_the_output_of_the_next_one(bench, host):
+    node = bench.segment()
+    slicer.mrmlScene.RemoveNode(bench.volume)
+    bench.ui.inputVolume.setCurrentNode(None)
+    bench.ui.outputSegmentation.setCurrentNode(node)
+    bench.ui.inputVolume.setCurrentNode(add_volume(host, name="next"))
+    assert bench.parameters.outputSegmentation is None
+
+
 def test_a_result_that_comes_while_another_volume_is_selected_waits_for_its_own(make_bench, host):
     bench = make_bench("slow")
     volume = add_volume(host)

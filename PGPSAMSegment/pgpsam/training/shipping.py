@@ -23,6 +23,7 @@ from pgpsam.models.store import ModelSpec, find_model, load_model, load_spec, sa
 from pgpsam.segmenter import Step
 from pgpsam.training.card import copy_pictures, model_card
 from pgpsam.training.data import Case, read_dataset
+from pgpsam.training.finetune import trained_cases
 from pgpsam.training.run import SliceChoice, finish
 
 
@@ -56,8 +57,9 @@ def ship(
         The summary of the copy's scores; None where it was not scored.
 
     Raises:
-        UserError: no such model, the same folder, a twin or a model to average with of another kind, a twin without
-            scores, or data without a case that was held out.
+        UserError: no such model, the same folder, a twin or a model to average with of another kind, one to average
+            with that has learned from what is held out, `keep` without it or of no use, a twin without scores, or data
+            without a case that was held out.
     """
     folder = find_model(model)
     if out.exists() and out.resolve() == folder.resolve():
@@ -73,8 +75,8 @@ def ship(
     if average_with:
         other, others = load_model(find_model(average_with))
         check_alike(other, spec, f"{average_with} cannot be averaged with {model}")
-        if unseen := set(other.training.get("held_out", ())) ^ set(spec.training.get("held_out", ())):
-            raise UserError(f"{average_with} and {model} learned from different cases: {', '.join(sorted(unseen))}")
+        if seen := sorted({*spec.training.get("held_out", ())} & {*trained_cases(other)}):
+            raise UserError(f"{average_with} was trained on {', '.join(seen)}, which {model} holds out for scores")
         tensors = average(tensors, others, keep)
     elif keep:
         raise UserError("--keep says what stays of another model", "Name it with --average-with.")
@@ -107,6 +109,8 @@ def check_alike(other: ModelSpec, spec: ModelSpec, complaint: str) -> None:
 
 def average(tensors: Mapping[str, Tensor], others: Mapping[str, Tensor], keep: str) -> dict[str, Tensor]:
     """The mean of two models' tensors of the same names; those that match `keep` at their beginning are `others`'.
+
+    Tensors of any shape, each with its model's counterpart; the mean has the first model's number type.
 
     Raises:
         UserError: only one of them has a volume refiner; `keep` is no regular expression, or fits no tensor.
