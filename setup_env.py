@@ -35,7 +35,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,8 +45,9 @@ PROJECT = Path(__file__).resolve().parent
 TORCH_INDEX = "https://download.pytorch.org/whl"
 DEFAULT_INDEX = "https://pypi.org/simple"
 GB = 10**9
-CUDA_SPACE = 8 * GB
-CPU_SPACE = 2 * GB
+CUDA_SPACE = 7 * GB
+CPU_SPACE = 5 * GB // 2
+EXTRA_SPACE = {"view": 1 * GB, "test": 1 * GB}  # Slicer's libraries; Qt, a browser's driver and the checkers
 SLICER_SECONDS = 300  # a first start on a slow disk
 # What breaks first when an installation is incomplete: compiled libraries, then the engine itself.
 PROBE = "import torch, torchvision, segment_anything, pgpsam"
@@ -208,7 +209,7 @@ class Environment:
         if self.is_ready(wish):
             return
         self.check_folder()
-        needed = space_needed(wish.wheels, wish.build or self.recorded_build() or "auto")
+        needed = space_needed(wish.wheels, wish.build or self.recorded_build() or "auto", wish.extras)
         check_space(self.folder, needed - occupied(self.folder))
         self.folder.mkdir(parents=True, exist_ok=True)
         with exclusive(self.lock) as lock:
@@ -401,12 +402,12 @@ def torch_index(build: str | None) -> str | None:
     return f"{TORCH_INDEX}/{build}" if build and re.fullmatch(r"cpu|cu\d+", build) else None
 
 
-def space_needed(wheels: Path | None, build: str) -> int:
+def space_needed(wheels: Path | None, build: str, extras: Iterable[str] = ()) -> int:
     """Bytes that an installation takes; wheels unpack to less than three times their size."""
     if wheels:
         return 3 * sum(wheel.stat().st_size for wheel in wheels.glob("*.whl"))
     brings_cuda = build.startswith("cu") or (build == "auto" and sys.platform.startswith("linux"))
-    return CUDA_SPACE if brings_cuda else CPU_SPACE
+    return (CUDA_SPACE if brings_cuda else CPU_SPACE) + sum(EXTRA_SPACE[extra] for extra in extras)
 
 
 def occupied(folder: Path) -> int:
@@ -418,7 +419,8 @@ def check_space(folder: Path, needed: int) -> None:
     existing = next(place for place in (folder, *folder.parents) if place.is_dir())
     free = shutil.disk_usage(existing).free
     if free < needed:
-        smaller = ", or use --cuda cpu (2 GB)" if needed > CPU_SPACE else ""
+        spared = CUDA_SPACE - CPU_SPACE
+        smaller = f", or use --cuda cpu ({spared / GB:.1f} GB less)" if needed > spared else ""
         raise SetupError(
             f"not enough disk space for {folder}: about {needed / GB:.1f} GB more are needed and "
             f"{free / GB:.1f} GB are free; make room, set PGPSAM_VENV to a folder on a larger disk{smaller}"
@@ -816,8 +818,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "--cuda",
         metavar="BUILD",
         type=torch_build_name,
-        help="torch's build: auto (the package index's default; on Linux it brings the CUDA libraries, 8 GB, "
-        "and runs on any machine), cpu (2 GB), or a CUDA version such as cu128. Without this option an "
+        help="torch's build: auto (the package index's default; on Linux it brings the CUDA libraries, 7 GB, "
+        "and runs on any machine), cpu (2.5 GB), or a CUDA version such as cu128. Without this option an "
         "installed build stays as it is",
     )
     parser = argparse.ArgumentParser(

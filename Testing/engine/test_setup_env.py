@@ -373,6 +373,11 @@ class TestInstall:
             module.check_space(tmp_path / "not" / "yet" / "there", 10**18)
         module.check_space(tmp_path, 1)
 
+    def test_the_tests_tools_count_in_the_space_that_is_asked_for(self, module: ModuleType) -> None:
+        # Measured: 8.2 GB with CUDA's libraries and the test tools, which are 1.4 GB of it.
+        assert 6.8e9 < module.space_needed(None, "cu130") < 8.2e9 < module.space_needed(None, "cu130", ("test", "view"))
+        assert module.space_needed(None, "cpu") < module.space_needed(None, "cu130")
+
     def test_without_venv_the_package_to_install_is_named(self, wheels: Path, tmp_path: Path) -> None:
         project = make_project(tmp_path / "project")
         code = (
