@@ -78,7 +78,7 @@ def training_settings(job: Job, organs: Sequence[str]) -> TrainingSettings:
     from pgpsam.network.methods import default_method
     from pgpsam.slices import Preparation
     from pgpsam.training.overrides import apply
-    from pgpsam.training.recipes import recipe
+    from pgpsam.training.recipes import fitted, recipe
 
     start = job.get("start_from", str, "")
     iterations = None if job.request.get("iterations") is None else job.need("iterations", int)
@@ -96,7 +96,7 @@ def training_settings(job: Job, organs: Sequence[str]) -> TrainingSettings:
     settings = apply(settings, job.get("settings", dict, {}))
     if settings.iterations < 1:
         raise UserError(f"{settings.iterations} iterations are none", "Train for at least one.")
-    return settings
+    return fitted(settings)
 
 
 def check_model_name(name: str) -> None:

@@ -41,6 +41,14 @@ def run(main: Callable[[argparse.Namespace], None], options: argparse.Namespace)
             traceback.print_exc()
         print("error: not enough memory. Close other programs, or crop the volume.", file=sys.stderr)
         return 2
+    except OSError as error:  # a full disk, a folder that is a file, a file that may not be read
+        if options.debug:
+            traceback.print_exc()
+        place = f": {error.filename}" if error.filename else ""
+        print(
+            f"error: {error.strerror or error}{place}. Check the path, its permissions and the disk.", file=sys.stderr
+        )
+        return 2
     except (KeyboardInterrupt, Cancelled) as stop:
         print(f"cancelled{f': {stop}' if str(stop) else ''}", file=sys.stderr)
         return 130

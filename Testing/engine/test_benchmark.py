@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -104,6 +105,25 @@ def test_the_page_can_be_written_while_runs_are_missing(dataset, tmp_path, capsy
     assert "`unet`" not in page_file.read_text()
     assert page_file.with_suffix(".png").is_file()
     assert sorted(path.name for path in out.iterdir()) == ["probe-10pct-seed0"]
+    capsys.readouterr()
+    del words[words.index("--page") : words.index("--page") + 2]
+    assert benchmark_main(words) == 0
+    assert (out / "benchmark.md").is_file()
+    assert (out / "benchmark.png").is_file()
+    printed = capsys.readouterr().out
+    assert re.search(r"10% \(\d+\) +│ +probe ", printed)
+    assert "HD95 mm" in printed
+
+
+def test_a_page_that_cannot_be_written_is_noticed_before_the_runs(dataset, tmp_path, capsys):
+    (tmp_path / "docs").write_text("a file")
+    words = ["--data", str(dataset.folder), "--out", str(tmp_path / "runs"), "--methods", "probe"]
+    assert benchmark_main([*words, "--page", str(tmp_path / "docs" / "benchmark.md")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert "docs" in error
+    assert not (tmp_path / "runs").exists()
 
 
 def test_finished_runs_can_be_scored_again_as_is_done_today(dataset, tmp_path, capsys):

@@ -54,7 +54,8 @@ class ModelSpec:
         backbone_sha256: of the base weights that the adapter was trained on.
         method: a key of `network.methods.METHODS`.
         settings: the method's.
-        preparation: image size, channel recipe, intensity window, in-plane scale rule.
+        preparation: `slices.Preparation`: intensity window, millimetres a pixel, channel recipe, and what the sides of
+            the canvas, whose size follows the body, are multiples of; pixels are 0..1.
         labels: the organs.
         training: data name, case and slice counts, seed, code version, command.
         scores: with the split they were taken on, and "model", if they are of another one that was trained in the same

@@ -207,6 +207,16 @@ def base_state(backbone: str, file: Path | None = None) -> tuple[dict[str, Tenso
     return load_state(locate(backbone, file), backbone), _entry(backbone).sha256
 
 
+def require(backbone: str) -> None:
+    """Say that a backbone's weights are missing before an hour is spent on what needs them.
+
+    Raises:
+        UserError: as `locate`.
+    """
+    if backbone != FROM_SCRATCH:
+        locate(backbone)
+
+
 def _entry(backbone: str) -> BaseWeights:
     if backbone not in BASE_WEIGHTS:
         raise UserError(f"unknown backbone '{backbone}'", f"Known: {', '.join(BASE_WEIGHTS)}")

@@ -254,6 +254,36 @@ def spread(values: Sequence[float], digits: int) -> str:
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
+COLUMNS = (
+    "slices",
+    "method",
+    "runs",
+    "Dice",
+    "all organs",
+    "HD95 mm",
+    "NSD",
+    "trained parameters",
+    "minutes",
+    "memory GB",
+)
+
+
+def cells(group: Group) -> list[str]:
+    """A group's row of the table, under `COLUMNS`."""
+    return [
+        f"{group.amount} ({group.slices:.0f})",
+        f"`{group.method}`",
+        f"{len(group.specs)} of {group.folds} folds" if group.folds else str(len(group.specs)),
+        spread(group.values("reported", "dice"), 3),
+        spread(group.values("all", "dice"), 3),
+        spread(group.values("reported", "hd95_mm"), 1),
+        spread(group.values("reported", "nsd"), 3),
+        f"{group.cost('trained_parameters'):,.0f}",
+        f"{group.cost('minutes'):.1f}",
+        f"{group.cost('peak_memory_gb'):.1f}",
+    ]
+
+
 def page(groups: Sequence[Group], dataset: Dataset, command: str, picture: str) -> str:
     """The benchmark as Markdown.
 
@@ -276,24 +306,10 @@ def page(groups: Sequence[Group], dataset: Dataset, command: str, picture: str) 
         "",
         f"![Dice over annotated slices]({picture})",
         "",
-        "| slices | method | runs | Dice | all organs | HD95 mm | NSD | trained parameters | minutes | memory GB |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        f"| {' | '.join(COLUMNS)} |",
+        f"|{'---|' * len(COLUMNS)}",
+        *(f"| {' | '.join(cells(group))} |" for group in groups),
     ]
-    for group in groups:
-        runs = f"{len(group.specs)} of {group.folds} folds" if group.folds else str(len(group.specs))
-        cells = [
-            f"{group.amount} ({group.slices:.0f})",
-            f"`{group.method}`",
-            runs,
-            spread(group.values("reported", "dice"), 3),
-            spread(group.values("all", "dice"), 3),
-            spread(group.values("reported", "hd95_mm"), 1),
-            spread(group.values("reported", "nsd"), 3),
-            f"{group.cost('trained_parameters'):,.0f}",
-            f"{group.cost('minutes'):.1f}",
-            f"{group.cost('peak_memory_gb'):.1f}",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "## Dice by organ", "", *organ_table(groups), "", "## Each run", "", *run_table(groups), ""]
     return "\n".join(lines)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -14,16 +15,18 @@ from typing import Any
 from pgpsam.device import choose_device
 from pgpsam.errors import UserError
 from pgpsam.models.store import find_model, load_spec
+from pgpsam.models.weights import require
 from pgpsam.network.methods import METHODS, default_method
+from pgpsam.pages import write_whole
 from pgpsam.slices import Preparation
 from pgpsam.terminal import ProgressReporter, add_common, add_looks, number, print_table, run
-from pgpsam.training.benchmark import AMOUNTS, collect, page, plan, plot, run_all, score_again
+from pgpsam.training.benchmark import AMOUNTS, COLUMNS, cells, collect, page, plan, plot, run_all, score_again
 from pgpsam.training.benchmark import arguments as run_arguments
 from pgpsam.training.crossfit import FOLDS, fold_settings, refine
 from pgpsam.training.data import Dataset, read_dataset
 from pgpsam.training.finetune import Progress, TrainingSettings
 from pgpsam.training.overrides import apply, checked, parse_settings
-from pgpsam.training.recipes import recipe, usual_iterations
+from pgpsam.training.recipes import fitted, recipe, usual_iterations
 from pgpsam.training.refining import RefinerSettings
 from pgpsam.training.run import SliceChoice, evaluate, train_on_dataset
 from pgpsam.training.shipping import ship
@@ -77,6 +80,8 @@ def _finetune(options: argparse.Namespace) -> None:
     choice = slices_of(options)
     if options.staged and options.teacher:
         raise UserError("a staged run is its own teacher", "Leave out --teacher or --staged.")
+    require(settings.backbone)
+    check_folder(options.out)
     with ProgressReporter(options.progress) as report:
 
         def tell(stage: str, p: Progress) -> None:
@@ -106,6 +111,18 @@ def _finetune(options: argparse.Namespace) -> None:
         print_summary(summary, f"{options.out.name}: held-out cases, all slices")
 
 
+def check_folder(folder: Path) -> None:
+    """Notice now what would end a run when it writes its first file.
+
+    Raises:
+        UserError: the folder cannot be made, or nothing can be written into it.
+    """
+    nearest = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        reason = "may not be written to" if nearest.is_dir() else "is no folder"
+        raise UserError(f"{folder} cannot be made: {nearest} {reason}", "Name another folder.")
+
+
 def settings_of(options: argparse.Namespace, dataset: Dataset) -> TrainingSettings:
     """The recipe of the method, and of the model to start from its method, settings, window and channels, with what
     was given over it. The pixel size is the recipe's: a coarse model goes on at fine pixels.
@@ -127,7 +144,7 @@ def settings_of(options: argparse.Namespace, dataset: Dataset) -> TrainingSettin
         seen = replace(settings.preparation, window=theirs.window, offsets_mm=theirs.offsets_mm)
         settings = replace(settings, settings=start.settings, preparation=seen)
     settings = replace(apply(settings, values), seed=options.seed, start_from=options.start_from or "")
-    return replace(settings, backbone=options.backbone) if options.backbone else settings
+    return fitted(replace(settings, backbone=options.backbone) if options.backbone else settings)
 
 
 def add_slices(parser: argparse.ArgumentParser) -> None:
@@ -261,7 +278,7 @@ def benchmark_main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--folds", type=int, default=0, help="cross-validation of the first method at 10%% by patient")
     parser.add_argument("--slices-seen", type=int, default=2400, help="training budget of a run (default: 2400)")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="a setting of every run")
-    parser.add_argument("--page", type=Path, help="Markdown to write from the finished runs, with a plot beside it")
+    parser.add_argument("--page", type=Path, help="where the table goes, a plot beside it (default: OUT/benchmark.md)")
     parser.add_argument("--list", action="store_true", help="print the commands of the runs and stop")
     parser.add_argument("--finished", action="store_true", help="train nothing: write the page from what is finished")
     parser.add_argument("--score-again", action="store_true", help="score what was finished before as is done today")
@@ -278,6 +295,9 @@ def _benchmark(options: argparse.Namespace) -> None:
             words = run_arguments(row, dataset, options.out, options.slices_seen, extra)
             print(shlex.join(["python", "Training/finetune.py", *words]))
         return
+    where = options.page or options.out / "benchmark.md"
+    picture = where.with_suffix(".png")
+    check_folder(where.parent)
     failed: list[str] = []
     if options.score_again:
         with ProgressReporter(options.progress) as report:
@@ -287,13 +307,12 @@ def _benchmark(options: argparse.Namespace) -> None:
     groups = collect(rows, options.out)
     if not groups:
         raise UserError(f"no run in {options.out} is finished")
-    if options.page:
-        picture = options.page.with_suffix(".png")
-        text = page(groups, dataset, options.command, picture.name)
-        options.page.parent.mkdir(parents=True, exist_ok=True)
-        picture.write_bytes(plot(groups))
-        options.page.write_text(text, encoding="utf-8")
-        print(f"wrote {options.page}")
+    shown = [dict(zip(COLUMNS, cells(group), strict=True)) for group in groups]
+    columns = ["slices", "method", "runs", "Dice", "HD95 mm", "minutes"]  # what 80 characters hold
+    print_table(dataset.name, columns, [[row[column].strip("`") for column in columns] for row in shown])
+    where.parent.mkdir(parents=True, exist_ok=True)
+    write_whole({picture: plot(groups), where: page(groups, dataset, options.command, picture.name).encode()})
+    print(f"wrote {where}")
     if failed:
         raise UserError(f"{len(failed)} of {len(rows)} runs failed: {', '.join(failed)}", "Run this again to go on.")
 

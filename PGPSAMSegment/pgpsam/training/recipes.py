@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import lcm
 
 import torch
 
 from pgpsam.models.weights import FROM_SCRATCH
+from pgpsam.network.backbones import canvas_multiple
 from pgpsam.training.augment import Augmentation
 from pgpsam.training.finetune import TrainingSettings
 
@@ -36,6 +38,18 @@ def recipe(method: str, iterations: int | None = None) -> TrainingSettings:
         average=0.998,
         augmentation=Augmentation(coarse=0.25, cropped=0.15),
     )
+
+
+def fitted(settings: TrainingSettings) -> TrainingSettings:
+    """The same on canvases that the backbone takes: their sides rounded up, in training and afterwards.
+
+    Raises:
+        UserError: unknown backbone.
+    """
+    multiple = canvas_multiple(settings.backbone)
+    height, width = (-(-side // multiple) * multiple for side in settings.canvas)
+    preparation = replace(settings.preparation, multiple=lcm(settings.preparation.multiple, multiple))
+    return replace(settings, canvas=(height, width), preparation=preparation)
 
 
 def usual_iterations(method: str, device: torch.device) -> int:
@@ -71,9 +85,10 @@ CANVAS_STEP = 28
 def coarse_stage(settings: TrainingSettings) -> TrainingSettings:
     """The same at larger pixels, on a canvas that shows as much: twice the slices in the same time."""
     height, width = (-(-round(side / COARSER) // CANVAS_STEP) * CANVAS_STEP for side in settings.canvas)
-    return replace(
+    coarse = replace(
         settings,
         canvas=(height, width),
         average=max(settings.average, 0.99) if settings.average else 0.0,
         preparation=replace(settings.preparation, spacing_mm=round(settings.preparation.spacing_mm * COARSER, 3)),
     )
+    return fitted(coarse)

@@ -13,7 +13,7 @@ from typing import Any
 from pgpsam.errors import UserError
 from pgpsam.models.weights import FROM_SCRATCH
 from pgpsam.network.backbones.no_encoder import NoEncoder
-from pgpsam.network.backbones.sam_vit import vit_b, vit_h, vit_l
+from pgpsam.network.backbones.sam_vit import SamViT, vit_b, vit_h, vit_l
 from pgpsam.network.backbones.tiny_vit import TinyViT
 
 BACKBONES: dict[str, Callable[[], Any]] = {
@@ -32,6 +32,21 @@ def build_backbone(name: str) -> Any:
     Raises:
         UserError: unknown id.
     """
+    return _builder(name)()
+
+
+def canvas_multiple(name: str) -> int:
+    """What a canvas's sides must be multiples of, in pixels, without making the encoder.
+
+    Raises:
+        UserError: unknown id.
+    """
+    build = _builder(name)
+    kind = build if build in (TinyViT, NoEncoder) else SamViT
+    return int(kind.multiple)
+
+
+def _builder(name: str) -> Callable[[], Any]:
     if name not in BACKBONES:
         raise UserError(f"unknown backbone '{name}'", f"Choose one of {', '.join(BACKBONES)}.")
-    return BACKBONES[name]()
+    return BACKBONES[name]
