@@ -1,8 +1,9 @@
 """Annotated CTs on disk -> training samples.
 
 Three layouts: a folder with `images/` and `labels/` of the same stems, an nnU-Net raw data set (`imagesTr`,
-`labelsTr`, case_0000), or labels as `.seg.nrrd` that carry their own names. A slice without a label is
-*unannotated*, unless a slice list names it or the data set is said to be annotated in full.
+`labelsTr`, case_0000), or labels as `.seg.nrrd` that carry their own names. There the names count, not the ids, for
+Slicer numbers the segments of every file anew. A slice without a label is *unannotated*, unless a slice list names it
+or the data set is said to be annotated in full.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pgpsam.errors import UserError
-from pgpsam.labels import LabelSet
+from pgpsam.labels import LabelSet, canonical_name
 from pgpsam.slices import Frame, Preparation, frame_volume, neighbours, scale_labels, scale_slices
 from pgpsam.volume import Volume, read_labels, read_labels_on, read_volume
 
@@ -76,7 +77,8 @@ def read_dataset(folder: str | Path) -> Dataset:
     """Find the cases of a data set.
 
     Raises:
-        UserError: no such folder, no known layout, images without labels, or no names for the label ids.
+        UserError: no such folder, no known layout, images without labels, no names for the label ids, an organ in a
+            label file that dataset.json lacks, or reported ids that no organ has.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -95,14 +97,25 @@ def read_dataset(folder: str | Path) -> Dataset:
     if not cases:
         raise UserError(f"no image in {images} has labels of the same name in {labels}")
     description = read_description(folder)
-    names = description.get("labels")
-    label_set = LabelSet.from_names(names) if names else names_in_files(cases, folder)
+    if names := description.get("labels"):
+        label_set = LabelSet.from_names(names)
+        for case in cases:
+            class_indices(case.label, label_set)  # an organ that it lacks is told now, not after a training
+    else:
+        label_set = names_in_files(cases, folder)
+    reported = description.get("reported_labels", [])
+    ids = label_set.ids if names else ()
+    if not isinstance(reported, list) or not all(identifier in ids for identifier in reported):
+        raise UserError(
+            f"{folder / 'dataset.json'}: reported_labels is {json.dumps(reported)}, not a list of its labels' ids",
+            f"These are {', '.join(map(str, ids)) or 'missing'}.",
+        )
     return Dataset(
         str(description.get("name", folder.name)),
         folder,
         cases,
         label_set,
-        tuple(description.get("reported_labels", ())),
+        tuple(reported),
         tuple(description.get("validation", ())),
     )
 
@@ -117,43 +130,82 @@ def read_description(folder: Path) -> dict:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not readable JSON: {error}") from error
+        raise UserError(f"{path} is not readable JSON: {error}", "Save it as JSON in UTF-8.") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} is not a JSON object")
     return content
 
 
+def names_in_file(path: Path) -> dict[int, str]:
+    """The names that a label file carries itself, by id (`.seg.nrrd`); {} where it has none, as NIfTI never has."""
+    names = {} if path.name.endswith((".nii", ".nii.gz")) else read_labels(path)[2]
+    return {identifier: name for identifier, name in names.items() if identifier}
+
+
 def names_in_files(cases: Sequence[Case], folder: Path) -> LabelSet:
-    """The names that the label files carry themselves (`.seg.nrrd`), which must agree between cases.
+    """The organs that the label files name themselves, in any of them and in whatever spelling.
+
+    Their ids are those of the files where all files agree, otherwise new ones in alphabetical order.
 
     Raises:
-        UserError: none, or two names for one id.
+        UserError: none, or files without names beside some that do not agree.
     """
-    names: dict[str, int] = {}
-    for case in cases:
-        for identifier, name in read_labels(case.label)[2].items():
-            if names.setdefault(name, identifier) != identifier:
-                raise UserError(f"{case.label}: '{name}' is id {identifier} here and {names[name]} in another case")
-    if not names:
+    named = {case.label: names_in_file(case.label) for case in cases}
+    pairs = [pair for names in named.values() for pair in names.items()]
+    spelled = {canonical_name(name): name for _, name in reversed(pairs)}
+    meanings = {(identifier, canonical_name(name)) for identifier, name in pairs}
+    ids = {identifier for identifier, _ in pairs}
+    agree = len(ids) == len(spelled) == len(meanings) and max(ids, default=0) <= 255
+    nameless = [path for path, names in named.items() if not names]
+    if not pairs or (nameless and not agree):
         raise UserError(
-            f"{folder} does not say what its label ids mean",
+            f"{nameless[0] if pairs else folder} does not say what its label ids mean",
             'Add dataset.json with {"labels": {"background": 0, "liver": 1, ...}}.',
         )
-    return LabelSet.from_names(names)
+    chosen = meanings if agree else enumerate(sorted(spelled), start=1)
+    return LabelSet.from_names({spelled[organ]: identifier for identifier, organ in chosen})
+
+
+def class_of(name: str, label_set: LabelSet) -> int:
+    """The class index, 1..N, of an organ: of that very name, or in a spelling that `canonical_name` knows; else 0."""
+    known = label_set.names
+    if name not in known:
+        name, known = canonical_name(name), tuple(map(canonical_name, known))
+    return 1 + known.index(name) if name in known else 0
+
+
+def class_indices(path: Path, label_set: LabelSet) -> dict[int, int]:
+    """A label file's ids -> class indices: by the file's own names, where it carries any, or as the label set says.
+
+    Segments that name one organ become one.
+
+    Raises:
+        UserError: an unreadable file, or an organ in it that the label set lacks.
+    """
+    names = names_in_file(path)
+    if not names:
+        return {identifier: index for index, identifier in enumerate(label_set.ids, start=1)}
+    indices = {identifier: class_of(name, label_set) for identifier, name in names.items()}
+    if unknown := [repr(names[identifier]) for identifier, index in indices.items() if not index]:
+        raise UserError(
+            f"{path}: the data set has no organ named {', '.join(unknown)}",
+            f"Add it to dataset.json, or remove or rename it in Slicer. Known are: {', '.join(label_set.names)}",
+        )
+    return indices
 
 
 def read_slice_list(path: str | Path) -> dict[str, list[int]]:
     """A CSV with the columns case, slice (index along the file's third axis) -> slices by case.
 
     Raises:
-        UserError: no such file, other columns, or a slice that is not a number.
+        UserError: no such file, another encoding than UTF-8, other columns, or a slice that is not a number.
     """
     path = Path(path)
     chosen: dict[str, list[int]] = {}
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:  # Excel begins it with a byte order mark
             rows = csv.DictReader(file)
             if not {"case", "slice"} <= set(rows.fieldnames or ()):
                 raise UserError(f"{path} has the columns {rows.fieldnames}, expected case and slice")
@@ -162,6 +214,8 @@ def read_slice_list(path: str | Path) -> dict[str, list[int]]:
                     chosen.setdefault(row["case"], []).append(int(row["slice"]))
                 except (TypeError, ValueError):
                     raise UserError(f"{path}, line {rows.line_num}: '{row['slice']}' is not a slice number") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"the slice list {path} is not UTF-8 text", "Save it as CSV UTF-8.") from error
     except OSError as error:
         raise UserError(f"cannot read the slice list {path}: {error.strerror}") from error
     return chosen
@@ -194,22 +248,22 @@ class LoadedCase:
 
 
 def load_case(case: Case, label_set: LabelSet) -> LoadedCase:
-    """Read a case; ids become class indices.
+    """Read a case; ids become class indices, by name where the label file carries names.
 
     Raises:
-        UserError: unreadable files, grids that differ, or an id that the label set lacks.
+        UserError: unreadable files, grids that differ, or an organ or id that the label set lacks.
     """
     volume = read_volume(case.image)
     ids = read_labels_on(volume, case.label)
     lookup = np.full(int(ids.max()) + 1 if ids.size else 1, 255, np.uint8)
     lookup[0] = 0
-    for index, identifier in enumerate(label_set.ids, start=1):
+    for identifier, index in class_indices(case.label, label_set).items():
         if identifier < len(lookup):
             lookup[identifier] = index
     labels = lookup[ids]
     if (labels == 255).any():
         unknown = sorted(set(np.unique(ids[labels == 255]).tolist()))
-        raise UserError(f"{case.label} holds the ids {unknown}, which the data set does not name")
+        raise UserError(f"{case.label} holds the ids {unknown}, which have no name")
     return LoadedCase(case.name, volume, labels)
 
 

@@ -7,6 +7,7 @@ trained on or all held out.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from pgpsam.errors import UserError
+from pgpsam.labels import LabelSet
 from pgpsam.looks import LOOKS
 from pgpsam.models.store import find_model, load_model, load_spec, save_model
 from pgpsam.segmenter import Segmenter, Step
@@ -28,6 +30,7 @@ from pgpsam.training.data import (
     LoadedCase,
     Sample,
     annotated_slices,
+    class_of,
     load_case,
     make_samples,
     read_dataset,
@@ -49,6 +52,7 @@ from pgpsam.training.picture import write_summary
 from pgpsam.training.selftraining import Teacher, guessed_samples, load_teacher
 
 SUMMARY = "summary.png"
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -180,10 +184,14 @@ class CaseScores:
 
     def write(self, folder: Path, dataset: Dataset, title: str, about: Mapping[str, str]) -> dict[str, Any]:
         """scores.{csv,json,html}, confidence.{csv,json,html,png} and failures.png; `metrics.summarise` of the scores,
-        with the key ``confidence``, as `calibration.write_calibration` gives it."""
-        summary = write_scores(self.organs, folder, title, dataset.reported or None, about)
-        reported = [label.name for label in dataset.labels if label.id in (dataset.reported or dataset.labels.ids)]
-        trust = write_calibration(self.slices, self.reliability, folder, f"{title}: confidence", reported)
+        with the key ``confidence``, as `calibration.write_calibration` gives it. Means are over what was scored."""
+        scored = {row.label_id for row in self.organs}
+        if left_out := [label.name for label in dataset.labels if label.id not in scored]:
+            about = {**about, "not scored, as the model does not know them": ", ".join(left_out)}
+        reported = [label for label in dataset.labels if label.id in scored.intersection(dataset.reported or scored)]
+        summary = write_scores(self.organs, folder, title, [label.id for label in reported], about)
+        names = [label.name for label in reported]
+        trust = write_calibration(self.slices, self.reliability, folder, f"{title}: confidence", names)
         colours = "green: drawn by people, orange: found by the model"
         write_failures(self.failures, folder / FAILURES, f"{title}: the largest error of each organ ({colours})")
         return {**summary, "confidence": trust}
@@ -199,9 +207,14 @@ def score_cases(
 ) -> CaseScores:
     """Segment whole volumes, every slice, and score them against their labels.
 
+    Organs go by name, in whatever spelling. Those that the model does not know are left out; a warning names them.
+
     Args:
         progress: called with a case's name and its step.
         clean, looks: as `Segmenter.segment` takes them.
+
+    Raises:
+        UserError: unreadable cases, or a model that knows no organ of the data set.
     """
     organs: list[OrganScore] = []
     slices: list[OrganSlice] = []
@@ -211,8 +224,16 @@ def score_cases(
     theirs = np.zeros(256, np.uint8)  # the model's id -> the data set's class index, by the organ's name
     names = dataset.labels.names
     for label in segmenter.label_set:
-        if label.name in names:
-            theirs[label.id] = 1 + names.index(label.name)
+        theirs[label.id] = class_of(label.name, dataset.labels)
+    left_out = [name for index, name in enumerate(names, start=1) if index not in theirs]
+    if len(left_out) == len(names):
+        raise UserError(
+            f"{segmenter.name} knows none of the organs of {dataset.folder}: {', '.join(names)}",
+            f"It knows {', '.join(segmenter.label_set.names)}.",
+        )
+    if left_out:
+        _log.warning("%s does not know %s: left out of the scores", segmenter.name, ", ".join(left_out))
+    known = LabelSet(tuple(label for label in dataset.labels if label.name not in left_out))
     for case in cases:
         loaded = load_case(case, dataset.labels)
         result = segmenter.segment(
@@ -221,12 +242,12 @@ def score_cases(
             looks=looks,
             clean=clean,
         )
-        found = theirs[result.labels]
-        own = organ_slices(found, loaded.labels, result.confidence, names, case.name)
+        found, drawn = theirs[result.labels], loaded.labels * np.isin(loaded.labels, theirs)
+        own = organ_slices(found, drawn, result.confidence, names, case.name)
         slices += own
-        failed = worst_of_each_organ([*failed, *failures(loaded.volume, found, loaded.labels, own, names)])
-        trust.append(reliability(found, loaded.labels, result.confidence))
-        organs += organ_scores(ids[found], ids[loaded.labels], loaded.volume.spacing, dataset.labels, case=case.name)
+        failed = worst_of_each_organ([*failed, *failures(loaded.volume, found, drawn, own, names)])
+        trust.append(reliability(found, drawn, result.confidence))
+        organs += organ_scores(ids[found], ids[drawn], loaded.volume.spacing, known, case=case.name)
     return CaseScores(organs, slices, sum(trust[1:], trust[0]), failed)
 
 
@@ -252,7 +273,8 @@ def evaluate(
         The summary, as `CaseScores.write` gives it.
 
     Raises:
-        UserError: no such model or data, or a case that the model was trained on (a score there would lie).
+        UserError: no such model or data, a case that the model was trained on (a score there would lie), or no organ
+            that both know.
     """
     dataset = read_dataset(data)
     names = cases if cases is not None else (dataset.validation or [c.name for c in dataset.cases])
