@@ -7,6 +7,7 @@ the caller calls from a timer. What an event means to the scene is not known her
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import time
 import weakref
@@ -50,18 +51,19 @@ class _Request:
 class Engine:
     """The worker process and the one request that it may be busy with.
 
-    Every accepted request ends in exactly one event "done" or "error". An error event holds "kind" (user,
-    memory, internal, cancelled, died, hung or protocol), "message" (one line), "hint" (what to do), and, when
-    the process ended, "log" (its last lines) and "log_path". After any error the next request works: it
-    starts a new worker if there is none.
+    Every accepted request ends in exactly one event "done" or "error". An error event holds "kind" (the worker's
+    own: user, memory, internal or cancelled; of this side, also died, hung, or protocol for what is no answer of such
+    a worker), "message" (one line), "hint" (what to do), "log_path" where the log may say more, and "log" (its last
+    lines) when the process ended. After any error the next request works: it starts a new worker if there is none.
 
     Args:
         command: starts the worker, for example [python, "-m", "pgpsam", "worker"].
-        scratch: folder for exchanged files and the log; it is made if absent.
+        scratch: folder for exchanged files and what the worker writes to standard error; it is made if absent.
         environment: what Slicer was started with (`slicer.util.startupEnvironment()`), or None to clean the
             present one.
         hang_s: seconds without any event after which a working engine counts as hung.
         cancel_s: seconds that the worker has to answer a cancel before it is ended.
+        log: the file to which the command makes the worker log and which outlasts `scratch`, or None.
     """
 
     def __init__(
@@ -71,12 +73,14 @@ class Engine:
         environment: Mapping[str, str] | None = None,
         hang_s: float = HANG_S,
         cancel_s: float = CANCEL_S,
+        log: Path | None = None,
     ) -> None:
         self.command = list(command)
         self.scratch = Path(scratch)
         self.environment = environment
         self.hang_s = hang_s
         self.cancel_s = cancel_s
+        self.log = log
         self._process: ChildProcess | None = None
         self._request: _Request | None = None
         self._ending: Event | None = None  # decided outside `poll`, delivered by it
@@ -95,8 +99,8 @@ class Engine:
 
     @property
     def log_path(self) -> Path:
-        """Where the worker's standard error goes."""
-        return self.scratch / "worker.log"
+        """The log that outlasts the worker, or else where its standard error goes."""
+        return self.log or self.scratch / "worker.log"
 
     def submit(self, request: Mapping[str, Any], on_event: Callable[[Event], None]) -> int:
         """Sends a request, after starting the worker if none runs, and returns its id.
@@ -225,7 +229,7 @@ class Engine:
             event = {**_error("internal", "the engine gave no reason", AGAIN), **event}
             if event["kind"] == "memory" and "memory" not in str(event["message"]).lower():
                 event["message"] = f"not enough memory: {event['message']}"
-            return event
+            return {**event, "log_path": str(self.log_path)} if event["kind"] in ("internal", "memory") else event
         if request.do == "hello" and event.get("protocol") != PROTOCOL:
             self._end_process()
             return _error(
@@ -239,7 +243,7 @@ class Engine:
     def _garbage(self, text: str) -> None:
         tail = self._end_process()
         message = f"the engine wrote something that is no message: {text!r}"
-        self._finish(_error("protocol", message, AGAIN, tail, self.log_path))
+        self._finish(self._last_words("protocol", message, AGAIN, tail))
 
     def _died(self, process: ChildProcess, exit_code: int) -> None:
         tail = self._end_process()
@@ -254,7 +258,7 @@ class Engine:
         said_memory = any(word in "\n".join(tail).lower() for word in MEMORY_WORDS)
         if exit_code in MEMORY_EXITS or said_memory:
             message = f"the engine was stopped, most likely for lack of memory ({end})"
-            event = _error("memory", message, LESS_MEMORY, tail, self.log_path)
+            event = self._last_words("memory", message, LESS_MEMORY, tail)
         else:
             message = f"the engine ended unexpectedly ({end}){': ' if last_words else ''}{last_words}"
             hint = AGAIN
@@ -262,7 +266,7 @@ class Engine:
                 hint = REPAIR
             elif "exit abnormally" in last_words:  # Slicer's launcher hides the signal that ended its child
                 hint = f"It may have lacked memory. {LESS_MEMORY}"
-            event = _error("died", message, hint, tail, self.log_path)
+            event = self._last_words("died", message, hint, tail)
         self._finish(event)
 
     def _check_time(self, request: _Request) -> None:
@@ -274,7 +278,7 @@ class Engine:
         elif now - request.heard_at >= self.hang_s:
             tail = self._end_process()
             message = f"the engine has said nothing for {self.hang_s:g} seconds and was stopped"
-            self._finish(_error("hung", message, AGAIN, tail, self.log_path))
+            self._finish(self._last_words("hung", message, AGAIN, tail))
 
     def _end_process(self) -> list[str]:
         """Ends the process tree and returns the last lines of its log."""
@@ -284,15 +288,21 @@ class Engine:
         process.kill()
         return process.log_tail()
 
+    def _last_words(self, kind: str, message: str, hint: str, tail: list[str]) -> Event:
+        """The error of a worker that has ended. Its log gets the tail: a crash's words are in standard error alone."""
+        if self.log is not None:
+            with contextlib.suppress(OSError), self.log.open("a", encoding="utf-8", errors="replace") as file:
+                file.write("\n".join([f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}. Its last lines:", *tail, ""]))
+        return {**_error(kind, message, hint), "log": tail, "log_path": str(self.log_path)}
+
     def _finish(self, event: Event) -> None:
         request, self._request, self._ending = self._request, None, None
         if request is not None:
             request.on_event({**event, "id": request.id})
 
 
-def _error(kind: str, message: str, hint: str, log: Sequence[str] = (), log_path: Path | None = None) -> Event:
-    event: Event = {"event": "error", "kind": kind, "message": message, "hint": hint}
-    return {**event, "log": list(log), "log_path": str(log_path)} if log_path else event
+def _error(kind: str, message: str, hint: str) -> Event:
+    return {"event": "error", "kind": kind, "message": message, "hint": hint}
 
 
 def _cancelled() -> Event:

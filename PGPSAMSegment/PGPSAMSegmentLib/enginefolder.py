@@ -4,10 +4,12 @@ owner.txt     says whose folder it is; without it nothing here is ever deleted
 packages/     what pip has installed
 engine.json   the marker: written last, so a folder without it is unfinished
 plan.json     the last installation's order; install.log: what pip said
+engine.log    what the worker logs, and older parts of it: engine.log.1, ...
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -120,6 +122,18 @@ def worker_command(folder: Path | None = None, log: Path | None = None) -> list[
 def own_worker_command(python: str, log: Path | None = None) -> list[str]:
     """The command for a Python that has all packages already; a "hello" to this worker shows whether it does."""
     return _start(python, [], "own", log)
+
+
+def worker_log(folder: Path | None = None) -> Path | None:
+    """The file that an installed engine's worker can log to, which is made: in the engine's folder or, where nothing
+    can be written there, in the user's data folder; None if it cannot be written there either."""
+    for place in (folder or default_folder(), default_folder().parent):
+        path = place / "engine.log"
+        with contextlib.suppress(OSError):
+            place.mkdir(parents=True, exist_ok=True)
+            path.open("ab").close()
+            return path
+    return None
 
 
 def use_python(python: str, hello: Mapping[str, Any], folder: Path | None = None) -> None:

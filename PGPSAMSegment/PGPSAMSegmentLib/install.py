@@ -26,6 +26,7 @@ from .enginefolder import (
     status,
     use_python,
     worker_command,
+    worker_log,
 )
 from .installhints import explain
 from .installplan import Plan, find_base_python, make_plan, repair_plan
@@ -45,6 +46,7 @@ __all__ = [
     "status",
     "use_python",
     "worker_command",
+    "worker_log",
 ]
 
 PROBE = "import torch, torchvision, segment_anything, pgpsam.segmenter"

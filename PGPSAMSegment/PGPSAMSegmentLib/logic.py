@@ -284,8 +284,9 @@ class SegmentLogic:
         self._run = run
 
     def _installed(self) -> Engine:
-        command = install.worker_command(self.engineFolder)
-        return Engine(command, self._temporary() / "engine", slicer.util.startupEnvironment())
+        log = install.worker_log(self.engineFolder) if self.ready else None  # no file where there is no engine
+        command = install.worker_command(self.engineFolder, log)
+        return Engine(command, self._temporary() / "engine", slicer.util.startupEnvironment(), log=log)
 
     def _temporary(self) -> Path:
         if self._scratch is None:

@@ -7,8 +7,11 @@ them again, page by page, costs more time on a CPU than the arithmetic of many l
 from __future__ import annotations
 
 import ctypes
+import logging
 import platform
-from typing import TYPE_CHECKING
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:  # the worker must not wait for torch before it is needed
     import torch
@@ -21,6 +24,8 @@ LACK = (
     "not enough memory",  # the CPU's allocator on Windows, and this project's own message
     "can't allocate memory",  # the CPU's allocator on Linux and macOS
 )
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 
 def keep_freed_memory() -> bool:
@@ -36,6 +41,19 @@ def is_memory_error(error: BaseException) -> bool:
     """Whether memory ran out, in whatever way Python, numpy or torch say so; it does not import torch."""
     text = f"{type(error).__name__}: {error}".lower()
     return isinstance(error, MemoryError) or "outofmemory" in text or any(words in text for words in LACK)
+
+
+def if_it_fits(work: Callable[[], T]) -> T | None:
+    """What `work` returns; None if memory ran out, and then what it had taken is free again."""
+    try:
+        return work()
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        if not is_memory_error(error):
+            raise
+        _log.info("memory ran out: %s", error)
+    if torch := sys.modules.get("torch"):  # only here: until now the error has held the tensors
+        torch.cuda.empty_cache()
+    return None
 
 
 def peak_memory_gb(device: torch.device) -> float:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from pgpsam.device import autocast, choose_device
 from pgpsam.errors import Cancelled, UserError
 from pgpsam.labels import LabelSet
 from pgpsam.looks import LOOKS
-from pgpsam.memory import is_memory_error
+from pgpsam.memory import if_it_fits
 from pgpsam.models.store import ModelSpec, find_model, fingerprint, load_model
 from pgpsam.models.weights import base_state
 from pgpsam.network.base import LoraSettings, upsample
@@ -35,6 +36,8 @@ from pgpsam.volume import Volume
 
 BATCH = {"cpu": 2, "cuda": 16, "mps": 4}
 BODY_SHARE = 0.01
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ class Segmenter:
         Raises:
             UserError: its tensors do not fit the model.
         """
-        return self.make_refiner().to(self.device).eval() if self.make_refiner else None
+        return self.make_refiner().eval() if self.make_refiner else None
 
     @torch.inference_mode()
     def segment(
@@ -174,7 +177,8 @@ class Segmenter:
 
         stack = Stack(volume, frame, self.preparation, len(lookup)) if self.make_refiner else None
         done = 0
-        for indices, logits, attended in self._answers(volume, views, todo, cancelled):
+        answers = self.in_batches(todo, lambda batch: self._answer(volume, views, batch), cancelled)
+        for indices, (logits, attended) in answers:
             for i, z in enumerate(indices):
                 write(z, logits[i])
                 if stack:
@@ -231,7 +235,8 @@ class Segmenter:
         stack = Stack(volume, views[0].frame, self.preparation, len(self.label_set) + 1)
         todo = body_slices(volume)
         started = time.monotonic()
-        for indices, logits, _ in self._answers(volume, views, todo, cancelled):
+        answers = self.in_batches(todo, lambda batch: self._answer(volume, views, batch), cancelled)
+        for indices, (logits, _) in answers:
             for i, z in enumerate(indices):
                 stack.add(z, logits[i])
             if progress:
@@ -263,11 +268,50 @@ class Segmenter:
 
     @torch.inference_mode()
     def correction(self, stack: Stack) -> torch.Tensor:
-        """What the refiner says of a stack, [K, Z, Y, X]."""
-        assert self.refiner is not None
-        seen = stack.planes().to(self.device)
-        with autocast(self.device):
-            return self.refiner.over(seen)
+        """What the refiner says of a stack, [K, Z, Y, X]; on the CPU where it does not fit on the device.
+
+        Not in smaller windows: at their seams it would say something else.
+        """
+
+        def on(device: torch.device) -> torch.Tensor:
+            assert self.refiner is not None
+            seen = stack.planes().to(device)
+            with autocast(device):
+                return self.refiner.to(device).over(seen)
+
+        change = None if self.device.type == "cpu" else if_it_fits(lambda: on(self.device))
+        return on(torch.device("cpu")) if change is None else change
+
+    def in_batches(
+        self, slices: Sequence[int], work: Callable[[Sequence[int]], T], cancelled: Callable[[], bool] | None = None
+    ) -> Iterator[tuple[Sequence[int], T]]:
+        """Slices batch by batch; a batch that does not fit in memory is halved and stays so.
+
+        Args:
+            work: does what is to be done with a batch, and returns anything but None.
+
+        Yields:
+            The batch and what `work` returned for it.
+
+        Raises:
+            UserError: not enough memory for a single slice.
+            Cancelled: `cancelled`, which is asked before every batch, said so.
+        """
+        start = 0
+        while start < len(slices):
+            if cancelled and cancelled():
+                raise Cancelled("cancelled while looking at the slices")
+            batch = slices[start : start + (self.batch if start else 1)]  # something to look at soon
+            result = if_it_fits(lambda: work(batch))  # noqa: B023, called at once
+            if result is not None:
+                yield batch, result
+                start += len(batch)
+            elif self.batch == 1:
+                raise UserError(
+                    f"not enough memory on {self.device} for one slice", "Close other programs, or use --device cpu."
+                )
+            else:
+                self.batch = max(1, min(self.batch, len(batch)) // 2)
 
     def _views(self, volume: Volume, looks: int) -> list[View]:
         """How a volume's slices are seen, the preparation's own pixel size first.
@@ -282,37 +326,16 @@ class Segmenter:
         box = body_box(volume)
         return [View(one, frame_volume(volume, one, box)) for one in preparations]
 
-    def _answers(
-        self, volume: Volume, views: Sequence[View], todo: Sequence[int], cancelled: Callable[[], bool] | None
-    ) -> Iterator[tuple[Sequence[int], torch.Tensor, torch.Tensor | None]]:
-        """Batch by batch the slices, their mean logits [n, K, h, w] on the first view's body box, and the first view's
-        attention; a batch that does not fit in memory is halved and stays so."""
-        start = 0
-        while start < len(todo):
-            if cancelled and cancelled():
-                raise Cancelled("cancelled while segmenting")
-            indices = todo[start : start + (self.batch if start else 1)]  # something to look at soon
-            try:
-                first = self._look(volume, views[0], indices)
-                logits = on_body(first.logits, views[0].frame)
-                for view in views[1:]:
-                    other = on_body(self._look(volume, view, indices).logits, view.frame)
-                    logits = logits + upsample(other, views[0].frame.size)
-                logits = logits / len(views)
-            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if not is_memory_error(error):
-                    raise
-                if self.batch == 1:
-                    raise UserError(
-                        f"not enough memory on {self.device} for one slice",
-                        "Close other programs, or use --device cpu.",
-                    ) from error
-                self.batch = max(1, min(self.batch, len(indices)) // 2)
-                if self.device.type == "cuda":
-                    torch.cuda.empty_cache()
-                continue
-            yield indices, logits, first.attention
-            start += len(indices)
+    def _answer(
+        self, volume: Volume, views: Sequence[View], slices: Sequence[int]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The slices' mean logits [n, K, h, w] on the first view's body box, and the first view's attention."""
+        first = self._look(volume, views[0], slices)
+        logits = on_body(first.logits, views[0].frame)
+        for view in views[1:]:
+            other = on_body(self._look(volume, view, slices).logits, view.frame)
+            logits = logits + upsample(other, views[0].frame.size)
+        return logits / len(views), first.attention
 
     def _look(self, volume: Volume, view: View, indices: Sequence[int]) -> Output:
         image = network_input(volume, view.frame, view.preparation, indices).to(self.device)

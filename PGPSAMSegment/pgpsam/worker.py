@@ -190,12 +190,12 @@ class Worker:
 
 
 def describe_error(error: Exception) -> dict[str, Any]:
-    """The "error" event of an exception: one clear line, and what to do about it."""
+    """The "error" event of an exception: its kind (user, memory, internal or cancelled), one clear line, a hint."""
     kind, message, hint = "internal", f"{type(error).__name__}: {error}", "The engine's log says more."
     if isinstance(error, Cancelled):
         kind, message, hint = "cancelled", "cancelled", ""
     elif isinstance(error, ProtocolError):
-        kind, message, hint = "protocol", str(error), "The engine and its caller are of different versions."
+        message, hint = str(error), "The engine and its caller are of different versions."
     elif is_memory_error(error):
         kind, message = "memory", error.message if isinstance(error, UserError) else "not enough memory"
         hint = "Close other programs, or choose the CPU as the device."

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -17,7 +18,8 @@ from pgpsam.network.lora import put_tensors
 from pgpsam.network.methods import build_network
 from pgpsam.network.volume_refiner import VolumeRefiner
 from pgpsam.segmenter import Segmenter, restore_network
-from pgpsam.slices import frame_volume
+from pgpsam.slices import body_mask, frame_volume
+from pgpsam.training.suggest import body_features
 from pgpsam.volume import Volume
 from phantoms import make_phantom
 
@@ -205,6 +207,62 @@ def test_out_of_memory_halves_the_batch_and_goes_on(quick_model):
     hopeless = Segmenter(TooLarge(whole.network, 0), whole.label_set, whole.preparation, "quick", "cpu")
     with pytest.raises(UserError, match="not enough memory"):
         hopeless.segment(volume)
+
+
+def test_out_of_memory_halves_the_batch_where_slices_to_annotate_are_looked_for(quick_model):
+    volume, _ = make_phantom(7)
+    seen = volume, body_mask(volume.array), list(range(6))
+    segmenter = Segmenter.load(quick_model, "cpu")
+    encoder, expected, steps = segmenter.network.encoder, body_features(segmenter, *seen), []
+    segmenter.network.encoder, segmenter.batch = TooLarge(encoder, 2), 5
+    features = body_features(segmenter, *seen, progress=lambda done, total: steps.append((done, total)))
+    assert np.allclose(features, expected, atol=1e-2 * np.abs(expected).max())
+    assert segmenter.batch == 2
+    assert [done for done, _ in steps] == sorted({done for done, _ in steps})
+    assert steps[-1] == (6, 6)
+    segmenter.network.encoder = TooLarge(encoder, 0)
+    with pytest.raises(UserError, match="not enough memory on cpu for one slice"):
+        body_features(segmenter, *seen)
+
+
+class TooLargeForCards:
+    """A refiner with an injected fault: it runs out of memory on anything but the CPU."""
+
+    def __init__(self, refiner):
+        self.refiner = refiner
+
+    def to(self, device):
+        return self
+
+    def eval(self):
+        return self
+
+    def over(self, seen):
+        if seen.device.type != "cpu":
+            raise torch.OutOfMemoryError("injected")
+        return self.refiner.over(seen)
+
+
+def test_a_refiner_that_does_not_fit_goes_on_on_the_cpu(segmenter, monkeypatch):
+    """torch's device without memory, `meta`, stands in for a card."""
+    volume, _ = make_phantom(7)
+    monkeypatch.setattr("pgpsam.segmenter.autocast", lambda device: nullcontext())
+    torch.manual_seed(0)
+    refiner = VolumeRefiner(len(segmenter.label_set) + 1, (8, 8, 8, 8, 8))
+    torch.nn.init.normal_(refiner.network.final_conv.weight)
+    parts = segmenter.network, segmenter.label_set, segmenter.preparation
+    expected = Segmenter(*parts, "refined", "cpu", lambda: refiner).segment(volume)
+    small = Segmenter(*parts, "refined", "cpu", lambda: TooLargeForCards(refiner))
+
+    def change_to_the_card(step):
+        if step.stage == "refine":
+            small.device = torch.device("meta")
+
+    result = small.segment(volume, progress=change_to_the_card)
+    assert result.device == "meta"
+    assert np.array_equal(result.labels, expected.labels)
+    assert np.array_equal(result.confidence, expected.confidence)
+    assert (expected.labels != segmenter.segment(volume).labels).any(), "the refiner must have a say"
 
 
 def test_merged_lora_says_what_the_trained_network_said(quick_model):

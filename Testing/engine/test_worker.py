@@ -293,7 +293,7 @@ def test_what_is_no_request_is_answered_without_an_id(worker, line, message):
     worker.write(line)
     event = worker.next()
     assert event["event"] == "error"
-    assert event["kind"] == "protocol"
+    assert event["kind"] == "internal"
     assert message in event["message"]
     assert "id" not in event
     assert worker.ask("hello")[-1]["event"] == "done"
@@ -302,11 +302,11 @@ def test_what_is_no_request_is_answered_without_an_id(worker, line, message):
 @pytest.mark.parametrize(
     ("do", "changes", "kind", "message"),
     [
-        ("dance", {}, "protocol", "unknown request 'dance'"),
-        ("segment", {"out": None}, "protocol", "field 'out' is None"),
-        ("segment", {"affine": "identity"}, "protocol", "field 'affine'"),
-        ("segment", {"partial": 1}, "protocol", "field 'partial'"),
-        ("finetune", {"labels": organs_json(ABDOMEN)}, "protocol", "field 'cases'"),
+        ("dance", {}, "internal", "unknown request 'dance'"),
+        ("segment", {"out": None}, "internal", "field 'out' is None"),
+        ("segment", {"affine": "identity"}, "internal", "field 'affine'"),
+        ("segment", {"partial": 1}, "internal", "field 'partial'"),
+        ("finetune", {"labels": organs_json(ABDOMEN)}, "internal", "field 'cases'"),
         ("segment", {"model": "no-such-model"}, "user", "no model 'no-such-model'"),
         ("segment", {"volume": "missing.npy"}, "user", "missing.npy"),
         ("segment", {"affine": [[1]]}, "user", "4 x 4"),

@@ -55,7 +55,7 @@ def misbehave(mode, request):
     if mode == "memory":
         answer({"id": request["id"], "event": "error", "kind": "memory", "message": "CUDA gave up", "hint": "crop"})
     elif mode == "nameless":
-        answer({"event": "error", "kind": "protocol", "message": "a line is not JSON", "hint": "repair"})
+        answer({"event": "error", "kind": "internal", "message": "a line is not JSON", "hint": "repair"})
     elif mode == "garbage":
         sys.stdout.write("Loading checkpoint shards: 100%\n")
         sys.stdout.flush()

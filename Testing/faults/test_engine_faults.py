@@ -74,10 +74,33 @@ def test_the_workers_own_word_about_memory_is_kept_and_it_stays(make_engine):
     assert engine.running
 
 
+def test_a_crashs_last_words_go_to_the_lasting_log(make_engine, tmp_path):
+    """The worker's own log does not have them: they come from the system, or from before it began to log."""
+    log = tmp_path / "engine.log"
+    log.write_text("what the worker logged\n")
+    end = Ear(make_engine("dies", log=log)).ask("segment")
+    assert end["log_path"] == str(log)
+    kept = log.read_text(encoding="utf-8")
+    assert kept.startswith("what the worker logged\n")
+    assert end["message"] in kept
+    assert kept.endswith("stand-in worker: dies\nloading the model\nRuntimeError: the weights are not there\n")
+    log.unlink()
+    log.mkdir()  # it can no longer be written
+    assert Ear(make_engine("dies", log=log)).ask("segment")["message"] == end["message"]
+
+
+@pytest.mark.parametrize("mode", ["memory", "nameless"])
+def test_where_the_log_may_say_more_its_place_is_told(make_engine, tmp_path, mode):
+    assert Ear(make_engine(mode, log=tmp_path / "engine.log")).ask("segment")["log_path"] == str(
+        tmp_path / "engine.log"
+    )
+    assert Path(Ear(make_engine(mode)).ask("segment")["log_path"]).is_file()
+
+
 def test_an_error_without_an_id_ends_the_request(make_engine):
     engine = make_engine("nameless")
     end = Ear(engine).ask("segment")
-    assert (end["kind"], end["message"], end["id"]) == ("protocol", "a line is not JSON", 1)
+    assert (end["kind"], end["message"], end["id"]) == ("internal", "a line is not JSON", 1)
     assert not engine.busy
 
 

@@ -283,6 +283,21 @@ def test_a_python_of_the_users_own(tmp_path):
     assert install.status(folder).state == "broken"
 
 
+def test_the_log_lies_in_the_engines_folder_or_where_it_can_be_written(tmp_path, monkeypatch):
+    """A folder in the file's place stands for one that may not be written: to root, everything may."""
+    monkeypatch.setattr(enginefolder, "default_folder", lambda: tmp_path / "data" / "engine")
+    folder = tmp_path / "engine"
+    install.use_python(sys.executable, {"version": "0.1.0"}, folder)
+    assert install.worker_log(folder) == folder / "engine.log"
+    (folder / "engine.log").unlink()
+    (folder / "engine.log").mkdir()
+    assert install.worker_log(folder) == tmp_path / "data" / "engine.log"
+    assert not (tmp_path / "data" / "engine").exists(), "a file in it would keep the engine from being installed there"
+    (tmp_path / "data" / "engine.log").unlink()
+    (tmp_path / "data" / "engine.log").mkdir()
+    assert install.worker_log(folder) is None
+
+
 def test_other_requirements_ask_for_a_repair(tmp_path):
     folder = tmp_path / "engine"
     (folder / "packages").mkdir(parents=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import sys
@@ -302,6 +303,26 @@ def test_without_an_engine_the_message_says_what_to_do(host, tmp_path):
         logic.hello()
     logic.close()
     assert not (tmp_path / "nothing").exists()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="the engine's packages are absent")
+@pytest.mark.parametrize("writable", [True, False])
+def test_the_engines_log_is_there_after_slicer_has_ended(host, tmp_path, monkeypatch, writable):
+    """The real worker, in a folder of the engine's; another folder in the log's place stands for one without room."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    logic = PGPSAMSegmentLogic()
+    logic.engineFolder = tmp_path / "engine"
+    log = logic.engineFolder / "engine.log"
+    install.use_python(sys.executable, {"version": "0.1.0"}, logic.engineFolder)
+    if not writable:
+        log.mkdir()
+        (tmp_path / "data" / "PGPSAMSegment" / "engine.log").mkdir(parents=True)
+    pid = greeted(logic)["pid"]
+    logic.close()
+    wait_for_end(pid)
+    assert not writable or f"worker {pid} begins" in log.read_text(encoding="utf-8")
+    install.remove(logic.engineFolder)
+    assert not logic.engineFolder.exists()
 
 
 # ----------------------------------------------------------------------------------------------------- training

@@ -170,7 +170,7 @@ def test_a_python_of_the_users_own_is_tried_before_it_is_taken(make_bench, monke
     assert "no torch" in bench.ui.installStatus.text()
     assert bench.ui.engineStatus.text() == "Not installed."
     monkeypatch.setattr(install, "own_worker_command", lambda python: command)
-    monkeypatch.setattr(install, "worker_command", lambda folder: command)
+    monkeypatch.setattr(install, "worker_command", lambda folder, log: command)
     bench.ui.ownPythonButton.click()
     bench.wait_idle()
     assert "runs the engine" in bench.log

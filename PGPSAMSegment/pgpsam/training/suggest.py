@@ -6,7 +6,7 @@ from those before it (k-centre), the first the most usual one. No labels are nee
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from pgpsam.device import autocast
-from pgpsam.errors import Cancelled, UserError
+from pgpsam.errors import UserError
 from pgpsam.segmenter import BODY_SHARE, Segmenter
 from pgpsam.slices import body_mask, frame_volume, network_input, place
 from pgpsam.volume import Volume
@@ -41,7 +41,7 @@ def suggest_slices(
         Canonical z indices.
 
     Raises:
-        UserError: no slice shows a body, or the slices are too large.
+        UserError: no slice shows a body, the slices are too large, or not enough memory for a single one.
         Cancelled: `cancelled` said so.
     """
     body = body_mask(volume.array)
@@ -65,21 +65,24 @@ def body_features(
     """The encoder's mean neck feature over each slice's body, float32 [n, C]; `body` is a mask [z, y, x]."""
     frame = frame_volume(volume, segmenter.preparation)
     y0, y1, x0, x1 = frame.box
-    means = []
-    for start in range(0, len(slices), segmenter.batch):
-        if cancelled and cancelled():
-            raise Cancelled("cancelled while looking at the slices")
-        some = slices[start : start + segmenter.batch]
+
+    def means(some: Sequence[int]) -> torch.Tensor:  # [n, C]
         image = network_input(volume, frame, segmenter.preparation, some).to(segmenter.device)
         with autocast(segmenter.device):
             neck = segmenter.network.encoder(image).neck.float()  # [n, C, h, w]
         mask = torch.from_numpy(body[some, None, y0:y1, x0:x1].astype(np.float32))
         canvas = place(F.interpolate(mask, frame.size, mode="area"), frame)
         weight = F.adaptive_avg_pool2d(canvas, neck.shape[-2:]).to(neck.device)  # [n, 1, h, w]
-        means.append(((neck * weight).sum((2, 3)) / weight.sum((2, 3)).clamp_min(1e-6)).cpu())
+        return ((neck * weight).sum((2, 3)) / weight.sum((2, 3)).clamp_min(1e-6)).cpu()
+
+    found: list[torch.Tensor] = []
+    done = 0
+    for some, features in segmenter.in_batches(slices, means, cancelled):
+        found.append(features)
+        done += len(some)
         if progress:
-            progress(start + len(some), len(slices))
-    return torch.cat(means).numpy()
+            progress(done, len(slices))
+    return torch.cat(found).numpy()
 
 
 def k_centre(features: NDArray[np.float32], count: int) -> list[int]:
