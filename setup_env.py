@@ -46,7 +46,7 @@ TORCH_INDEX = "https://download.pytorch.org/whl"
 DEFAULT_INDEX = "https://pypi.org/simple"
 GB = 10**9
 CUDA_SPACE = 7 * GB
-CPU_SPACE = 5 * GB // 2
+CPU_SPACE = 2 * GB
 EXTRA_SPACE = {"view": 1 * GB, "test": 1 * GB}  # Slicer's libraries; Qt, a browser's driver and the checkers
 SLICER_SECONDS = 300  # a first start on a slow disk
 # What breaks first when an installation is incomplete: compiled libraries, then the engine itself.
@@ -419,8 +419,7 @@ def check_space(folder: Path, needed: int) -> None:
     existing = next(place for place in (folder, *folder.parents) if place.is_dir())
     free = shutil.disk_usage(existing).free
     if free < needed:
-        spared = CUDA_SPACE - CPU_SPACE
-        smaller = f", or use --cuda cpu ({spared / GB:.1f} GB less)" if needed > spared else ""
+        smaller = ", or use --cuda cpu (5 GB less)" if needed > CUDA_SPACE - CPU_SPACE else ""
         raise SetupError(
             f"not enough disk space for {folder}: about {needed / GB:.1f} GB more are needed and "
             f"{free / GB:.1f} GB are free; make room, set PGPSAM_VENV to a folder on a larger disk{smaller}"
@@ -673,7 +672,7 @@ def install(environment: Environment, wish: Wish, slicer: Path | None = None) ->
     if program:
         connect_slicer(environment, program)
     if environment.recorded_build() == "auto" and sys.platform.startswith("linux") and not has_nvidia_driver():
-        say("no NVIDIA driver found: the engine runs on the CPU (with --cuda cpu it takes 6 GB less)")
+        say("no NVIDIA driver found: the engine runs on the CPU (with --cuda cpu it takes 5 GB less)")
     if environment.recorded_build() == "auto" and sys.platform == "win32" and has_nvidia_driver():
         say("an NVIDIA driver was found; torch with CUDA for it: python3 setup_env.py install --cuda cu128")
     return 0
@@ -819,7 +818,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         metavar="BUILD",
         type=torch_build_name,
         help="torch's build: auto (the package index's default; on Linux it brings the CUDA libraries, 7 GB, "
-        "and runs on any machine), cpu (2.5 GB), or a CUDA version such as cu128. Without this option an "
+        "and runs on any machine), cpu (2 GB), or a CUDA version such as cu128. Without this option an "
         "installed build stays as it is",
     )
     parser = argparse.ArgumentParser(

@@ -57,8 +57,9 @@ class PGPSAMSegment(ScriptedLoadableModule):
             "into a folder of its own; Slicer's packages stay as they are. For research, not for clinical use."
         )
         parent.acknowledgementText = _(
-            "The method follows PGP-SAM (Prototype-Guided Prompt learning for efficient few-shot medical image "
-            "segmentation, ISBI 2025, arXiv:2501.06692) on the Segment Anything Model and MedSAM Lite."
+            "The methods follow PG-SAM (Prior-Guided SAM with Medical for multi-organ segmentation, arXiv:2503.18227), "
+            "the default, and PGP-SAM (Prototype-Guided Prompt learning for efficient few-shot medical image "
+            "segmentation, ISBI 2025, arXiv:2501.06692), on the Segment Anything Model and LiteMedSAM."
         )
         slicer.app.connect("startupCompleted()", register_sample_data)
 

@@ -35,6 +35,26 @@ class PromptPoint:
 
 
 @dataclass(frozen=True, eq=False)
+class Prompt:
+    """Where a model looked for one organ.
+
+    Attributes:
+        organ: what was looked for.
+        points: the peaks, strongest first; none where it was looked for in vain.
+        regions: the segmentation's, which all organs share.
+    """
+
+    organ: Label
+    points: tuple[PromptPoint, ...]
+    regions: NDArray[np.uint8]
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """The attended region, ``[z, y, x]``; where two organs' regions overlap, the stronger one has the voxel."""
+        return self.regions == self.organ.id
+
+
+@dataclass(frozen=True, eq=False)
 class Segmentation:
     """The result of one volume, on that volume's canonical grid.
 
@@ -66,6 +86,15 @@ class Segmentation:
                 f"labels {shape}, confidence {self.confidence.shape} and regions {self.regions.shape} "
                 "must lie on one grid [z, y, x]"
             )
+
+    @property
+    def prompts(self) -> dict[str, Prompt]:
+        """Where the model looked for each organ, by the organ's name."""
+        peaks = sorted(self.points, key=lambda point: -point.weight)
+        return {
+            label.name: Prompt(label, tuple(point for point in peaks if point.label_id == label.id), self.regions)
+            for label in self.label_set
+        }
 
     def organs(self) -> Iterator[tuple[Label, tuple[slice, slice, slice], NDArray[np.bool_]]]:
         """The organs that were found, in the order of the label set.

@@ -124,6 +124,7 @@ def test_a_copy_can_be_the_mean_of_two_models_in_all_or_in_some_of_their_weights
     for out, held, choice in ((later, None, SliceChoice(shots=4)), (whole, [], SliceChoice())):
         train_on_dataset(read_dataset(phantoms), out, settings, choice, hold_out=held, device="cpu", command="b")
     ship(str(later), tmp_path / "mean", average_with=str(scored), keep=r"decoder\.transformer")
+    assert f"those of `{scored.name}`" in (tmp_path / "mean" / "CARD.md").read_text()
     (a, b, mean), early = (load_model(path)[1] for path in (scored, later, tmp_path / "mean")), set()
     for name, value in expand(compact({n: ((a[n].float() + b[n].float()) / 2).to(a[n].dtype) for n in a})).items():
         if name.startswith("decoder.transformer"):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from pgpsam.labels import ABDOMEN
-from pgpsam.segmentation import Segmentation
+from pgpsam.segmentation import PromptPoint, Segmentation
 
 SPLEEN, LIVER = 1, 6
 
@@ -51,3 +53,16 @@ def test_confidence_by_slice_is_over_the_organs_own_voxels() -> None:
     segmentation = result(labels, confidence)
     ((_, box, mask),) = segmentation.organs()
     np.testing.assert_allclose(segmentation.confidence_by_slice(box, mask), [0.75, np.nan, 0.25])
+
+
+def test_prompts_are_a_mask_and_weighted_peaks_by_organ() -> None:
+    regions = np.zeros((5, 6, 7), dtype=np.uint8)
+    regions[1:3, 2, 3] = LIVER
+    weak, strong = PromptPoint(LIVER, 1, 2, 3, 0.2), PromptPoint(LIVER, 2, 2, 3, 0.9)
+    empty = result(np.zeros_like(regions))
+    prompts = replace(empty, regions=regions, points=[weak, PromptPoint(SPLEEN, 4, 0, 0, 0.5), strong]).prompts
+    assert list(prompts) == list(ABDOMEN.names)
+    assert prompts["liver"].points == (strong, weak)
+    assert np.argwhere(prompts["liver"].mask).tolist() == [[1, 2, 3], [2, 2, 3]]
+    assert not prompts["spleen"].mask.any()
+    assert prompts["pancreas"].points == ()

@@ -371,7 +371,7 @@ def test_from_a_data_set_to_a_scored_model(phantoms, quick_settings, tmp_path):
     copy_pictures(tmp_path / "m", tmp_path / "next")
     assert len(list((tmp_path / "next" / "validation").iterdir())) == 2
     found = summary["confidence"]["all"]
-    assert f"{found['looked_at']} least confident of {found['segmented']}" in card
+    assert f"{found['looked_at']} (of {found['segmented']}) with the lowest confidence" in card
     again = evaluate(tmp_path / "m", phantoms, tmp_path / "scores", cases=["case_2"], device="cpu")
     assert again["all"]["dice"] == summary["all"]["dice"]
     with pytest.raises(UserError, match="trained on"):

@@ -48,6 +48,8 @@ def model_card(spec: ModelSpec) -> str:
     if taught := training.get("taught_by"):
         guessed = training.get("guessed_slices", 0)
         lines += ["", f"Taught by `{taught['name']}` on {guessed} slices without annotation, where that was confident."]
+    if averaged := training.get("averaged_with"):
+        lines += ["", f"The weights are the mean of what this training ended with and those of `{averaged}`."]
     if spec.refiner:
         learned = spec.refiner
         about = (
@@ -102,9 +104,10 @@ def _confidence(spec: ModelSpec) -> str:
         return "The confidence is the network's own and was not calibrated."
     every = found["all"]
     return (
-        f"The confidence is the network's own: {found['calibration_error']:.2f} off on average, in organs. The "
-        f"{every['looked_at']} least confident of {every['segmented']} organ slices hold {every['found']} of the "
-        f"{every['failed']} with a Dice under 0.5; {every['missed']} more were missed altogether."
+        f"The confidence is not calibrated: expected calibration error {found['calibration_error']:.2f} in organs. "
+        f"Of the {every['failed']} organ slices with a Dice under 0.5, {every['found']} are among the "
+        f"{every['looked_at']} (of {every['segmented']}) with the lowest confidence; in {every['missed']} more the "
+        "organ was not found at all."
     )
 
 
@@ -113,9 +116,12 @@ def _scores(spec: ModelSpec) -> list[str]:
     if not scores:
         return ["None: no patient was held out."]
     summary = scores["summary"]
-    rows = ["| organ | Dice | HD95 mm | missed |", "|---|---|---|---|"]
+    rows = ["| organ | Dice | HD95 mm | patients in whom it was not found |", "|---|---|---|---|"]
     rows += [_row(organ["organ"], organ) for organ in summary["organs"]]
-    rows += [_row("mean of the reported organs", summary["reported"]), _row("mean of all organs", summary["all"])]
+    starred = [organ["organ"] for organ in summary["organs"] if organ["id"] in summary["reported_labels"]]
+    if 0 < len(starred) < len(summary["organs"]):
+        rows += [_row(f"mean of {', '.join(starred)}", summary["reported"])]
+    rows += [_row("mean of all organs", summary["all"])]
     seen = "every slice, looked at twice" if scores.get("looks", 1) == 2 else "every slice"
     text = f"{whose} on {', '.join(scores['split'])}, which it was not trained on, {seen}:"
     pictures = [

@@ -78,6 +78,7 @@ def ship(
         if seen := sorted({*spec.training.get("held_out", ())} & {*trained_cases(other)}):
             raise UserError(f"{average_with} was trained on {', '.join(seen)}, which {model} holds out for scores")
         tensors = average(tensors, others, keep)
+        spec = replace(spec, training={**spec.training, "averaged_with": other.name})
     elif keep:
         raise UserError("--keep says what stays of another model", "Name it with --average-with.")
     if twin:
