@@ -16,8 +16,8 @@ from pgpsam import exchange
 from pgpsam.errors import UserError
 from pgpsam.hello import score_line
 from pgpsam.jobs import Job, Warm, checked
-from pgpsam.labels import ABDOMEN, LabelSet
-from pgpsam.models.store import SCHEMA_VERSION, ModelSpec, find_model, load_model, load_spec, save_model
+from pgpsam.labels import LabelSet
+from pgpsam.models.store import check_model_name, find_model, load_model, load_spec, save_model
 
 if TYPE_CHECKING:  # the worker must not wait for torch before it is needed
     from pgpsam.training.data import LoadedCase, Sample
@@ -97,15 +97,6 @@ def training_settings(job: Job, organs: Sequence[str]) -> TrainingSettings:
     if settings.iterations < 1:
         raise UserError(f"{settings.iterations} iterations are none", "Train for at least one.")
     return fitted(settings)
-
-
-def check_model_name(name: str) -> None:
-    """Refuse now what model.json would refuse after minutes of training.
-
-    Raises:
-        UserError: the name cannot name a model.
-    """
-    ModelSpec(SCHEMA_VERSION, name, "", "any", "0" * 64, "any", {}, {}, ABDOMEN, {}, {})
 
 
 def case_samples(job: Job, label_set: LabelSet, settings: TrainingSettings) -> list[Sample]:

@@ -56,11 +56,12 @@ def describe_model(folder: Path, spec: ModelSpec) -> dict[str, Any]:
 
 
 def score_line(spec: ModelSpec) -> str:
-    """The mean Dice on patients that the model, its twin or the stage it was finished from was not trained on."""
-    scores, whose = spec.scores, " (trained without them)" if spec.scores.get("model") else ""
-    if not scores:
-        started = spec.training.get("started_from") or {}
-        scores, whose = started.get("scores") or {}, " (an earlier stage)"
+    """The mean Dice on patients that the model, the stage it was finished from, or the twin of either was not trained
+    on."""
+    scores = spec.scores or spec.training.get("started_from", {}).get("scores", {})
+    stage, twin = "" if spec.scores else "an earlier stage", "trained without them" if scores.get("model") else ""
+    notes = ", but ".join(filter(None, (stage, twin)))
+    whose = f" ({notes})" if notes else ""
     mean = scores.get("summary", {}).get("reported", {})
     if mean.get("dice") is None:
         return ""

@@ -130,7 +130,7 @@ def test_a_stopped_run_does_not_go_on_with_other_folds_or_another_list(
     with pytest.raises(UserError, match=r"fold1 was trained on case_2.*delete"):
         run(2)
     listed.write_text(f"{rows}case_2,3\n", encoding="utf-8")
-    with pytest.raises(UserError, match="other slices or other settings than now"):
+    with pytest.raises(UserError, match=r"m was trained on slices of list\.csv .*, not on slices of list\.csv"):
         run(3)
     assert trained == ["without fold 1 of 3", "without fold 2 of 3"]
 

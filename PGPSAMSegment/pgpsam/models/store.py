@@ -40,6 +40,16 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
+def check_model_name(name: str) -> None:
+    """Refuse now what model.json would refuse after hours of training.
+
+    Raises:
+        UserError: the name cannot name a model's folder.
+    """
+    if not _NAME.fullmatch(name):
+        raise UserError(f"name: {name!r} is not a plain name", "Use letters, digits, '.', '-' and '_'")
+
+
 @dataclass(frozen=True)
 class ModelSpec:
     """All that `model.json` says of a model, but for the tensor files' own sizes and hashes.
@@ -84,8 +94,7 @@ class ModelSpec:
         for key in ("name", "description", "backbone", "backbone_sha256", "method"):
             if not isinstance(getattr(self, key), str):
                 raise UserError(f"{key}: expected text, got {_kind(getattr(self, key))}")
-        if not _NAME.fullmatch(self.name):
-            raise UserError(f"name: {self.name!r} is not a plain name", "Use letters, digits, '.', '-' and '_'")
+        check_model_name(self.name)
         if not _SHA256.fullmatch(self.backbone_sha256):
             raise UserError(f"backbone_sha256: {self.backbone_sha256!r} is not a SHA-256")
         for key in ("backbone", "method"):

@@ -241,9 +241,12 @@ def collect(rows: Iterable[Row], out: Path) -> list[Group]:
             key = (row.method, row.amount, row.fold[1] if row.fold else 0)
             found.setdefault(key, []).append(load_spec(out / row.name))
     groups = [Group(*key, tuple(specs)) for key, specs in found.items()]
-    return sorted(
-        groups, key=lambda g: (g.folds, AMOUNTS.index(g.amount), -statistics.mean(g.values("reported", "dice")))
-    )
+
+    def rank(group: Group) -> tuple[int, int, float]:
+        dice = group.values("reported", "dice")
+        return group.folds, AMOUNTS.index(group.amount), -statistics.mean(dice) if dice else 0.0
+
+    return sorted(groups, key=rank)
 
 
 def spread(values: Sequence[float], digits: int) -> str:
@@ -334,10 +337,9 @@ def run_table(groups: Sequence[Group]) -> list[str]:
     lines = ["| Dice | HD95 mm | minutes | device | command |", "|---|---|---|---|---|"]
     for spec in (spec for group in groups for spec in group.specs):
         means, cost = spec.scores["summary"]["reported"], spec.training["cost"]
-        hd95 = "-" if means["hd95_mm"] is None else f"{means['hd95_mm']:.1f}"
         cells = (
-            f"{means['dice']:.3f}",
-            hd95,
+            "-" if means["dice"] is None else f"{means['dice']:.3f}",
+            "-" if means["hd95_mm"] is None else f"{means['hd95_mm']:.1f}",
             f"{cost['minutes']:.1f}",
             cost["device"],
             f"`{spec.training['command']}`",
@@ -351,7 +353,7 @@ def plot(groups: Sequence[Group]) -> bytes:
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     axes = figure.add_subplot()
     for method in dict.fromkeys(group.method for group in groups):
-        own = [g for g in groups if g.method == method and not g.folds]
+        own = [g for g in groups if g.method == method and not g.folds and g.values("reported", "dice")]
         dice = [g.values("reported", "dice") for g in own]
         means = [statistics.mean(values) for values in dice]
         bars = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in dice]

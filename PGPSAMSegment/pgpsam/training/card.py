@@ -11,6 +11,7 @@ from pgpsam.models.store import ModelSpec
 from pgpsam.models.weights import FROM_SCRATCH
 from pgpsam.training.calibration import CONFIDENCE
 from pgpsam.training.failures import FAILURES
+from pgpsam.training.finetune import trained_commands
 
 VALIDATION = "validation"  # the folder in the model's own
 
@@ -49,7 +50,8 @@ def model_card(spec: ModelSpec) -> str:
         guessed = training.get("guessed_slices", 0)
         lines += ["", f"Taught by `{taught['name']}` on {guessed} slices without annotation, where that was confident."]
     if averaged := training.get("averaged_with"):
-        lines += ["", f"The weights are the mean of what this training ended with and those of `{averaged}`."]
+        other = f"`{averaged['name']}`, trained on {len(averaged['cases'])} patients"
+        lines += ["", f"The weights are the mean of what this training ended with and those of {other}."]
     if spec.refiner:
         learned = spec.refiner
         about = (
@@ -62,10 +64,8 @@ def model_card(spec: ModelSpec) -> str:
             names = ", ".join(sorted(held["cases"]))
             lines += [f"On {names}, which it did not learn from, those models' mean Dice went from {change}"]
             lines += ["(all organs, on the refiner's grid, without clean-up)."]
-    given = (training.get("command"), spec.refiner.get("command"), training.get("ship_command"))
-    earlier = [command for origin in (started, taught) if origin for command in origin.get("commands", [])]
-    commands = list(dict.fromkeys([*earlier, *filter(None, given)]))
-    if commands:
+    given = (*trained_commands(spec), spec.refiner.get("command"), training.get("ship_command"))
+    if commands := list(dict.fromkeys(filter(None, given))):
         lines += ["", "```", *commands, "```"]
     lines += ["", "## Scores", "", *_scores(spec)]
     lines += [
@@ -87,14 +87,18 @@ def _context(spec: ModelSpec) -> str:
 
 
 def _scored(spec: ModelSpec) -> tuple[Mapping[str, Any], str]:
-    """The scores to show and what was scored: the model, its twin, or the one that it started from."""
-    started = spec.training.get("started_from")
-    if not spec.scores and started and started.get("scores"):
+    """The scores to show and what was scored: the model, the one that it started from, or the twin of either."""
+    started = spec.training.get("started_from", {})
+    scores = spec.scores or started.get("scores", {})
+    twin, stage = scores.get("model"), ""
+    if not spec.scores and scores:
         bare = " without its volume refiner" if spec.refiner else ""
-        return started["scores"], f"`{started['scored']}`, an earlier stage of this model{bare},"
-    if twin := spec.scores.get("model"):
-        return spec.scores, f"`{twin}`, trained in the same way without the patients that follow,"
-    return spec.scores, "This model"
+        stage = f"`{started['scored']}`, an earlier stage of this model{bare},"
+    if twin and stage:
+        return scores, f"`{twin}`, trained in the same way as {stage} but without the patients that follow,"
+    if twin:
+        return scores, f"`{twin}`, trained in the same way without the patients that follow,"
+    return scores, stage or "This model"
 
 
 def _confidence(spec: ModelSpec) -> str:
@@ -114,7 +118,7 @@ def _confidence(spec: ModelSpec) -> str:
 def _scores(spec: ModelSpec) -> list[str]:
     scores, whose = _scored(spec)
     if not scores:
-        return ["None: no patient was held out."]
+        return [f"None: {'it was not scored' if spec.training.get('held_out') else 'no patient was held out'}."]
     summary = scores["summary"]
     rows = ["| organ | Dice | HD95 mm | patients in whom it was not found |", "|---|---|---|---|"]
     rows += [_row(organ["organ"], organ) for organ in summary["organs"]]

@@ -5,16 +5,19 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import signal
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from pgpsam.device import choose_device
 from pgpsam.errors import UserError
-from pgpsam.models.store import find_model, load_spec
+from pgpsam.models.store import check_model_name, find_model, load_spec
 from pgpsam.models.weights import require
 from pgpsam.network.methods import METHODS, default_method
 from pgpsam.pages import write_whole
@@ -24,7 +27,7 @@ from pgpsam.training.benchmark import AMOUNTS, COLUMNS, cells, collect, page, pl
 from pgpsam.training.benchmark import arguments as run_arguments
 from pgpsam.training.crossfit import FOLDS, fold_settings, refine
 from pgpsam.training.data import Dataset, read_dataset
-from pgpsam.training.finetune import Progress, TrainingSettings
+from pgpsam.training.finetune import CHECKPOINT, Progress, TrainingSettings
 from pgpsam.training.overrides import apply, checked, parse_settings
 from pgpsam.training.recipes import fitted, recipe, usual_iterations
 from pgpsam.training.refining import RefinerSettings
@@ -80,11 +83,15 @@ def _finetune(options: argparse.Namespace) -> None:
     choice = slices_of(options)
     if options.staged and options.teacher:
         raise UserError("a staged run is its own teacher", "Leave out --teacher or --staged.")
+    if (options.out / CHECKPOINT).is_file() and not options.resume:
+        raise UserError(f"{options.out / CHECKPOINT} is there, of a stopped run", "Go on with --resume, or delete it.")
+    check_model_name(options.name or options.out.resolve().name)
     require(settings.backbone)
     check_folder(options.out)
-    with ProgressReporter(options.progress) as report:
+    with ProgressReporter(options.progress) as report, stop_after_a_step() as stopping:
 
         def tell(stage: str, p: Progress) -> None:
+            stopping.training = p.iteration < p.iterations
             report(stage, p.iteration, p.iterations, p.eta_seconds, f"loss {p.loss:.3f}")
 
         train: Callable[..., dict[str, Any] | None] = partial(
@@ -102,6 +109,7 @@ def _finetune(options: argparse.Namespace) -> None:
             hold_out=options.hold_out,
             device=options.device,
             resume=options.resume,
+            cancelled=lambda: stopping.asked,
             command=options.command,
             labelling=report.each("labelling"),
             scoring=report.each("scoring"),
@@ -109,6 +117,31 @@ def _finetune(options: argparse.Namespace) -> None:
     print(f"model written to {options.out}")
     if summary:
         print_summary(summary, f"{options.out.name}: held-out cases, all slices")
+
+
+@dataclass
+class Stopping:
+    """Whether a training is going on, and whether Ctrl-C has asked it to stop."""
+
+    training: bool = False
+    asked: bool = False
+
+
+@contextmanager
+def stop_after_a_step() -> Iterator[Stopping]:
+    """Ctrl-C while a training goes on lets it save its state and stop; a second one, or one at other times, ends it."""
+    state = Stopping()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if state.asked or not state.training:
+            raise KeyboardInterrupt
+        state.asked = True
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield state
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def check_folder(folder: Path) -> None:
@@ -133,8 +166,10 @@ def settings_of(options: argparse.Namespace, dataset: Dataset) -> TrainingSettin
     start = load_spec(find_model(options.start_from)) if options.start_from else None
     method = options.method or (start.method if start else default_method(dataset.labels.names))
     values = parse_settings(options.set)
-    set_iterations = checked("iterations", values.pop("iterations", 0), 0)
-    iterations = options.iterations or set_iterations
+    also = checked("iterations", values.pop("iterations"), 1) if "iterations" in values else None
+    iterations = also if options.iterations is None else options.iterations
+    if iterations is not None and iterations < 1:
+        raise UserError(f"{iterations} iterations are none", "Train for at least one.")
     if options.staged:  # every stage is a short run
         settings = replace(recipe(method), iterations=iterations or ITERATIONS)
     else:

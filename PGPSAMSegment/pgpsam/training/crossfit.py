@@ -26,11 +26,20 @@ from pgpsam.models.store import ModelSpec, load_model, load_spec, save_model
 from pgpsam.network.volume_refiner import named_in_file, refiner_tensors, split_tensors
 from pgpsam.segmenter import Segmenter, Step
 from pgpsam.slices import Preparation, frame_volume, scale_labels
+from pgpsam.training.card import model_card
 from pgpsam.training.data import IGNORED, Dataset, LoadedCase
 from pgpsam.training.finetune import CHECKPOINT, Progress, TrainingSettings, trained_cases
 from pgpsam.training.recipes import coarse_stage, recipe
 from pgpsam.training.refining import Answers, RefinerSettings, gain, train_refiner
-from pgpsam.training.run import SliceChoice, check_same_run, check_unseen, choose_slices, finish, train_on_dataset
+from pgpsam.training.run import (
+    SliceChoice,
+    check_same_run,
+    check_unseen,
+    choose_slices,
+    finish,
+    split_cases,
+    train_on_dataset,
+)
 
 REFINING = "refining"  # the folder, in the model's own
 FOLDS = 3
@@ -109,7 +118,7 @@ def add_refiner(
 
     Args:
         model: a model folder.
-        dataset: what the model was trained on.
+        dataset: what the model was trained on, and the cases that were held out.
         settings: of the models that are trained without a fold.
         choice: the annotated slices that the model was trained on, and no others.
         folds: how many such models. refining: how the refiner is trained.
@@ -120,22 +129,29 @@ def add_refiner(
         cancelled: asked at every step.
 
     Raises:
-        UserError: as `train_on_dataset`; too few patients, or none to learn from; or what a stopped run left was made
-            in another way.
+        UserError: as `train_on_dataset`; other slices than the model's; too few patients, or none to learn from or to
+            compare on; or what a stopped run left was made in another way.
         Cancelled: `cancelled` said so; called again, it goes on.
     """
     refining = refining or RefinerSettings()
     spec = load_spec(model)
     seen = set(trained_cases(spec))  # what it started from may have learned from other data, too
-    own = [case for case in dataset.cases if case.name in seen]
+    training, _ = split_cases(dataset, spec.training.get("held_out", ()))
+    own = [case for case in training if case.name in seen]
     if unknown := set(hold_out) - {case.name for case in own}:
         raise UserError(f"{spec.name} was not trained on {', '.join(sorted(unknown))}: nothing to hold out")
-    if len(own) == len(set(hold_out)):
-        raise UserError(f"{dataset.folder}: no patient is left for the refiner of {spec.name} to learn from")
     others = [case.name for case in dataset.cases if case not in own]
-    chosen = choose_slices(dataset, own, choice, settings.seed)
+    # Drawn as the model's were: with its seed, and from all patients that could have got a slice.
+    drawn = choose_slices(dataset, training, choice, spec.training.get("seed", settings.seed))
+    check_same_slices(spec, choice, sum(len(slices) for _, slices in drawn))
+    chosen = [(one, slices) for one, slices in drawn if one.name in seen]
+    showing = {one.name for one, slices in chosen if one.labels[slices].any()}
+    if empty := set(hold_out) - showing:
+        raise UserError(f"the slices of {', '.join(sorted(empty))} show no organ to compare on", "Hold out others.")
+    if showing <= set(hold_out):
+        raise UserError(f"{dataset.folder}: no patient is left for the refiner of {spec.name} to learn from")
     answers: list[Answers] = []
-    for number, fold in enumerate(folds_of([case.name for case in own], folds), start=1):
+    for number, fold in enumerate(folds_of([one.name for one, slices in chosen if slices], folds), start=1):
         folder = model / REFINING / f"fold{number}"
         if (folder / "model.json").is_file():
             check_same_run(settings, folder, choice)
@@ -179,11 +195,28 @@ def add_refiner(
         "slices": sum(len(one.annotated) for one in learned),
         "command": command,
     }
-    if held := [one for one in answers if one.case in hold_out]:
+    if held := [one for one in answers if one.case in hold_out and one.showing]:
         before, after = gain(refiner, held, where)
         about["held_out"] = {"cases": [one.case for one in held], "dice_before": before, "dice_after": after}
-    save_model(model, replace(spec, refiner=about), split_tensors(tensors)[0] | named_in_file(refiner_tensors(refiner)))
+    spec = replace(spec, refiner=about, scores={})  # these were the model's without it
+    tensors = split_tensors(tensors)[0] | named_in_file(refiner_tensors(refiner))
+    save_model(model, spec, tensors, model_card(spec))
     shutil.rmtree(model / REFINING)
+
+
+def check_same_slices(spec: ModelSpec, choice: SliceChoice, count: int) -> None:
+    """Refuse other slices than those that a model was trained on, as far as its model.json says.
+
+    Raises:
+        UserError: they were chosen in another way, or there are more or fewer.
+    """
+    unhashed = choice.text.partition(" (SHA-256")[0]  # how a list was recorded once
+    theirs = spec.training.get("choice", choice.text), spec.training.get("slices", count)
+    if theirs not in ((choice.text, count), (unhashed, count)):
+        raise UserError(
+            f"{spec.name} was trained on {theirs[0]}, {theirs[1]} in all, not on {choice.text}, {count} in all",
+            "Give the same data and the same options for the slices.",
+        )
 
 
 def fold_answers(

@@ -26,6 +26,7 @@ from pgpsam.slices import Frame, Preparation, frame_volume, neighbours, scale_la
 from pgpsam.volume import Volume, read_labels, read_labels_on, read_volume
 
 IGNORED = 255  # the class index where nobody knows: the loss does not look there
+MOST_ORGANS = IGNORED - 1
 EXTENSIONS = (".nii.gz", ".nii", ".seg.nrrd", ".nrrd", ".mha", ".mhd")
 
 
@@ -91,8 +92,7 @@ def read_dataset(folder: str | Path) -> Dataset:
             f"{folder} holds neither images/ and labels/ nor imagesTr/ and labelsTr/",
             "Put volumes and their labels, with the same names, into these two folders.",
         )
-    found = {stem(p): p for p in sorted(images.iterdir()) if stem(p)}
-    drawn = {stem(p): p for p in sorted(labels.iterdir()) if stem(p)}
+    found, drawn = by_stem(images), by_stem(labels)
     cases = tuple(Case(name, found[name + channel], path) for name, path in drawn.items() if name + channel in found)
     if not cases:
         raise UserError(f"no image in {images} has labels of the same name in {labels}")
@@ -103,6 +103,8 @@ def read_dataset(folder: str | Path) -> Dataset:
             class_indices(case.label, label_set)  # an organ that it lacks is told now, not after a training
     else:
         label_set = names_in_files(cases, folder)
+    if len(label_set) > MOST_ORGANS:
+        raise UserError(f"{folder} names {len(label_set)} organs, more than {MOST_ORGANS}", "Leave some out.")
     reported = description.get("reported_labels", [])
     ids = label_set.ids if names else ()
     if not isinstance(reported, list) or not all(identifier in ids for identifier in reported):
@@ -118,6 +120,19 @@ def read_dataset(folder: str | Path) -> Dataset:
         tuple(reported),
         tuple(description.get("validation", ())),
     )
+
+
+def by_stem(folder: Path) -> dict[str, Path]:
+    """The volumes of a folder by their names without the format.
+
+    Raises:
+        UserError: two of them differ in the format alone.
+    """
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if (name := stem(path)) and found.setdefault(name, path) != path:
+            raise UserError(f"{found[name]} and {path.name} have one name", "Move away the one that does not count.")
+    return found
 
 
 def read_description(folder: Path) -> dict:

@@ -92,6 +92,17 @@ class TrainingSettings:
     start_from_support: bool = True
     start_from: str = ""
 
+    def __post_init__(self) -> None:
+        """Raises UserError for what no run can be made of."""
+        for name in ("iterations", "batch", "replay"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}: a training needs at least one")
+        for name in ("empty_share", "guessed_share"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}: it must be at least 0 and under 1")
+        if min(self.canvas) < 1 or self.seed < 0:
+            raise UserError(f"canvas {self.canvas} and seed {self.seed} must not be negative or nothing")
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -180,16 +191,19 @@ def take_over(
 
 
 def trained_cases(spec: ModelSpec) -> list[str]:
-    """Every case that a model has learned from: in this run, in those it started from, or through its teacher."""
-    origins = (spec.training, spec.training.get("started_from", {}), spec.training.get("taught_by", {}))
-    return sorted({case for origin in origins for case in origin.get("cases", ())})
+    """Every case that a model has learned from: in this run, or through the models that it was made from."""
+    return sorted({case for origin in (spec.training, *_origins(spec)) for case in origin.get("cases", ())})
 
 
 def trained_commands(spec: ModelSpec) -> list[str]:
-    """The commands that made a model, from the first on: what it started from, what taught it, itself."""
-    origins = (spec.training.get("started_from", {}), spec.training.get("taught_by", {}))
-    earlier = [command for origin in origins for command in origin.get("commands", [])]
+    """The commands that made a model, from the first on: those of the models that it was made from, its own."""
+    earlier = [command for origin in _origins(spec) for command in origin.get("commands", [])]
     return list(dict.fromkeys([*earlier, *filter(None, [spec.training.get("command")])]))
+
+
+def _origins(spec: ModelSpec) -> list[Mapping[str, Any]]:
+    """What model.json says of the models that a model started from, was taught by and is the mean with."""
+    return [spec.training.get(key, {}) for key in ("started_from", "taught_by", "averaged_with")]
 
 
 @torch.no_grad()
@@ -261,6 +275,7 @@ def finetune(
         Cancelled: `cancelled` said so; the state for `resume` was saved.
     """
     out, where = Path(out), choose_device(device)
+    order = Order(samples, settings.empty_share, settings.seed, settings.guessed_share)
     torch.manual_seed(settings.seed)
     state, sha256 = base_state(settings.backbone)
     network = (
@@ -278,10 +293,7 @@ def finetune(
         if settings.start_from_support:
             start_prototypes(network, samples, settings)
     optimizer = make_optimizer(network, settings)
-    order, augmenter = (
-        Order(samples, settings.empty_share, settings.seed, settings.guessed_share),
-        Augmenter(settings.canvas, settings.augmentation),
-    )
+    augmenter = Augmenter(settings.canvas, settings.augmentation)
     frozen = not any(p.requires_grad for p in network.encoder.parameters())
     batches: Batches = (
         Kept(network, samples, order, augmenter, settings.batch)

@@ -50,6 +50,11 @@ class Answers:
         """The annotated slices' numbers."""
         return (self.labels != IGNORED).flatten(1).any(1).nonzero().flatten().tolist()
 
+    @property
+    def showing(self) -> list[int]:
+        """Those of them that show an organ."""
+        return [z for z in self.annotated if self.labels[z].any()]
+
 
 @dataclass(frozen=True)
 class RefinerSettings:
@@ -109,7 +114,7 @@ class Parts:
 
     def __init__(self, answers: Sequence[Answers], settings: RefinerSettings) -> None:
         self.answers, self.settings = answers, settings
-        self.anchors = [(i, z) for i, one in enumerate(answers) for z in one.annotated if one.labels[z].any()]
+        self.anchors = [(i, z) for i, one in enumerate(answers) for z in one.showing]
         if not self.anchors:
             raise UserError("none of the annotated slices shows an organ")
 
@@ -254,7 +259,8 @@ def gain(refiner: VolumeRefiner, answers: Sequence[Answers], device: torch.devic
     """Mean Dice before and after the correction, over the organs of each patient and over the patients.
 
     Args:
-        answers: of patients that the refiner has not learned from; only their annotated slices count.
+        answers: of patients that the refiner has not learned from; only their annotated slices count, some of which
+            show an organ.
 
     Returns:
         (before, after), on the refiner's grid in the plane and without clean-up: to compare with each other only.

@@ -6,11 +6,14 @@ trained on or all held out.
 
 from __future__ import annotations
 
+import filecmp
 import json
 import logging
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +111,15 @@ def split_cases(dataset: Dataset, hold_out: Sequence[str] | None) -> tuple[tuple
     training = tuple(case for case in dataset.cases if case not in held)
     if not training:
         raise UserError(f"{dataset.folder}: every case is held out, none is left to train on")
+    for one, other in product(held, training):
+        if same_file(one.image, other.image):
+            raise UserError(f"{one.image} is held out and is the same scan as {other.image}", "Remove one of them.")
     return training, held
+
+
+def same_file(one: Path, other: Path) -> bool:
+    """Whether two files hold the same bytes."""
+    return one.stat().st_size == other.stat().st_size and filecmp.cmp(one, other, shallow=False)
 
 
 def choose_slices(
@@ -120,6 +131,8 @@ def choose_slices(
         UserError: unreadable cases, or a list that names no slice of them.
     """
     listed = read_slice_list(choice.listed) if choice.listed else None
+    if listed is not None and (unknown := sorted(set(listed) - {case.name for case in dataset.cases})):
+        raise UserError(f"{choice.listed} names {', '.join(map(repr, unknown))}, and {dataset.folder} has no such case")
     if listed is not None and not set(listed) & {case.name for case in cases}:
         raise UserError(f"{choice.listed} names no slice of the training cases")
     loaded: list[tuple[LoadedCase, list[int]]] = []
@@ -421,6 +434,7 @@ def finish(
         The scores' summary; None where no case is held out. Then the card shows those of the model it started from.
     """
     spec, tensors = load_model(folder, as_stored=True)
+    shutil.rmtree(folder / VALIDATION, ignore_errors=True)  # of a model that was here before
     summary: dict[str, Any] | None = None
     if held:
         scores = score_cases(Segmenter.load(folder, device), dataset, held, scoring)

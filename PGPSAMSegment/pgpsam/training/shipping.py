@@ -23,8 +23,8 @@ from pgpsam.models.store import ModelSpec, find_model, load_model, load_spec, sa
 from pgpsam.segmenter import Step
 from pgpsam.training.card import copy_pictures, model_card
 from pgpsam.training.data import Case, read_dataset
-from pgpsam.training.finetune import trained_cases
-from pgpsam.training.run import SliceChoice, finish
+from pgpsam.training.finetune import trained_cases, trained_commands
+from pgpsam.training.run import finish
 
 
 def ship(
@@ -78,7 +78,8 @@ def ship(
         if seen := sorted({*spec.training.get("held_out", ())} & {*trained_cases(other)}):
             raise UserError(f"{average_with} was trained on {', '.join(seen)}, which {model} holds out for scores")
         tensors = average(tensors, others, keep)
-        spec = replace(spec, training={**spec.training, "averaged_with": other.name})
+        told = {"name": other.name, "cases": trained_cases(other), "commands": trained_commands(other)}
+        spec = replace(spec, training={**spec.training, "averaged_with": told})
     elif keep:
         raise UserError("--keep says what stays of another model", "Name it with --average-with.")
     if twin:
@@ -86,7 +87,7 @@ def ship(
         check_alike(other, spec, f"{twin} is no twin of {model}")
         if not other.scores:
             raise UserError(f"{twin} has no scores", "Score it first: ship it with --data.")
-        spec = replace(spec, scores={**other.scores, "model": other.name})
+        spec = replace(spec, scores={"model": other.name, **other.scores})  # it may show its own twin's
     held: tuple[Case, ...] = ()
     if data:
         dataset = read_dataset(data)
@@ -98,7 +99,7 @@ def ship(
         copy_pictures(find_model(twin), out)
     if not data:
         return None
-    return finish(out, dataset, held, SliceChoice().text, "", device, scoring)
+    return finish(out, dataset, held, spec.training.get("choice", "not recorded"), "", device, scoring)
 
 
 def check_alike(other: ModelSpec, spec: ModelSpec, complaint: str) -> None:

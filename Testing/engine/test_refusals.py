@@ -1,0 +1,153 @@
+"""What a training refuses before it begins, and that a stopped one loses nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from pgpsam.labels import LabelSet
+from pgpsam.models.store import load_spec
+from pgpsam.training import benchmark
+from pgpsam.training import finetune as finetuning
+from pgpsam.training.commands import benchmark_main, finetune_main
+from pgpsam.training.data import read_dataset
+
+QUICK = ["--method", "unet", "--device", "cpu", "--progress", "none"]
+SMALL = ["--set", "batch=1", "canvas=[64,112]", "width=2", "levels=3"]
+
+
+def error_of(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line of a command that is refused."""
+    assert finetune_main(words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    return error
+
+
+@pytest.fixture
+def copied(phantoms: Path, tmp_path: Path) -> Path:
+    """A copy of the phantoms' data set, to be spoiled."""
+    return shutil.copytree(phantoms, tmp_path / "data")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--iterations", "0"], "0 iterations are none"),
+        (["--iterations", "-5"], "-5 iterations are none"),
+        (["--set", "iterations=-2"], "-2 iterations are none"),
+        (["--set", "batch=0"], "batch is 0"),
+        (["--set", "replay=0"], "replay is 0"),
+        (["--set", "empty_share=1"], "empty_share is 1"),
+        (["--set", "canvas=[0,0]"], "canvas (0, 0)"),
+        (["--set", "seed=7"], "Give it as --seed"),
+        (["--set", "start_from=nowhere"], "Give it as --start-from"),
+        (["--seed", "-1"], "seed -1"),
+        (["--name", "liver (2024)"], "not a plain name"),
+    ],
+)
+def test_what_no_run_can_be_made_of(
+    words: list[str], says: str, phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert says in error_of(["--data", str(phantoms), "--out", str(tmp_path / "m"), *QUICK, *words], capsys)
+    assert not (tmp_path / "m").exists()
+
+
+def test_slices_without_organs_alone_teach_nothing(
+    copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "list.csv").write_text("case,slice\ncase_0,0\n")
+    words = ["--data", str(copied), "--out", str(tmp_path / "m"), "--slices", str(tmp_path / "list.csv")]
+    words += ["--method", "pgp", "--device", "cpu", "--progress", "none"]
+    assert "shows an organ" in error_of(words, capsys)
+
+
+def test_a_list_of_unknown_cases_is_not_shortened_silently(
+    copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "list.csv").write_text("case,slice\ncase_0,2\n case_1,2\n")
+    words = ["--data", str(copied), "--out", str(tmp_path / "m"), "--slices", str(tmp_path / "list.csv"), *QUICK]
+    assert "names ' case_1'" in error_of(words, capsys)
+
+
+def test_one_patient_is_not_trained_on_and_scored_under_two_names(
+    copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for part in ("images", "labels"):
+        shutil.copy(copied / part / "case_0.nii.gz", copied / part / "patient_7.nii.gz")
+    words = ["--data", str(copied), "--out", str(tmp_path / "m"), "--hold-out", "patient_7", *QUICK]
+    assert "is the same scan as" in error_of(words, capsys)
+
+
+def test_two_files_of_one_name_are_not_chosen_from(
+    copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(copied / "labels" / "case_0.nii.gz", copied / "labels" / "case_0.nii")
+    error = error_of(["--data", str(copied), "--out", str(tmp_path / "m"), *QUICK], capsys)
+    assert "case_0.nii and case_0.nii.gz have one name" in error
+
+
+def test_more_organs_than_class_indices_are_refused(
+    copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = {f"organ {i}": i for i in range(1, 256)}
+    (copied / "dataset.json").write_text(json.dumps({"labels": {"background": 0, **names}}))
+    assert "255 organs, more than 254" in error_of(
+        ["--data", str(copied), "--out", str(tmp_path / "m"), *QUICK], capsys
+    )
+    (copied / "dataset.json").write_text(json.dumps({"labels": dict(list(names.items())[:254])}))
+    assert len(read_dataset(copied).labels) == 254
+
+
+def test_ctrl_c_saves_the_state_and_the_same_call_does_not_overwrite_it(
+    phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = 0
+    update = finetuning.Average.update
+
+    def counted(self: finetuning.Average, tensors: dict[str, torch.Tensor]) -> None:
+        nonlocal steps
+        steps += 1
+        update(self, tensors)
+        if steps == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(finetuning.Average, "update", counted)
+    words = ["--data", str(phantoms), "--out", str(tmp_path / "m"), "--hold-out", *QUICK, "--iterations", "6", *SMALL]
+    assert finetune_main(words) == 130
+    assert "--resume continues" in capsys.readouterr().err
+    assert torch.load(tmp_path / "m" / "training.pt", weights_only=True)["iteration"] == 4
+    assert "Go on with --resume, or delete it" in error_of(words, capsys)
+    assert finetune_main([*words, "--resume"]) == 0
+    assert steps == 6
+    assert not (tmp_path / "m" / "training.pt").exists()
+
+
+def test_a_former_models_scores_do_not_stay_beside_a_new_one(phantoms: Path, tmp_path: Path) -> None:
+    words = ["--data", str(phantoms), "--out", str(tmp_path / "m"), *QUICK, "--iterations", "1", *SMALL]
+    assert finetune_main([*words, "--hold-out", "case_2"]) == 0
+    assert (tmp_path / "m" / "validation" / "scores.json").is_file()
+    assert finetune_main([*words, "--hold-out"]) == 0
+    assert load_spec(tmp_path / "m").scores == {}
+    assert not (tmp_path / "m" / "validation").exists()
+
+
+def test_a_benchmark_whose_scored_patients_lack_the_reported_organs_has_a_page(
+    copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = LabelSet.from_names({"spleen": 1, "liver": 6, "pancreas": 11})
+    told = {"labels": dict(zip(names.names, names.ids, strict=True)), "reported_labels": [11], "validation": ["case_2"]}
+    (copied / "dataset.json").write_text(json.dumps(told))
+    out = tmp_path / "runs"
+    words = ["--data", str(copied), "--out", str(out), "--methods", "unet", "--amounts", "10%", "--seeds", "0"]
+    words += ["--device", "cpu", "--slices-seen", "8", "--set", "canvas=[64,112]", "width=2", "levels=3"]
+    assert benchmark_main(words) == 0
+    assert "| - |" in (out / "benchmark.md").read_text()
+    assert benchmark.is_done(out / "unet-10pct-seed0")
