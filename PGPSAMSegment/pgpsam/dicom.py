@@ -6,8 +6,10 @@ labels, or of the engine's axes.
 
 from __future__ import annotations
 
+import filecmp
 import logging
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from .errors import UserError
-from .image import MAX_SHEAR, Image, check_size, first_line, itk_affine, quiet_itk
+from .image import MAX_SHEAR, Image, check_name, check_size, first_line, itk_affine, quiet_itk
 
 _log = logging.getLogger(__name__)
 
@@ -86,6 +88,8 @@ def _choose_series(folder: Path) -> tuple[str, ...]:
 
 
 def _series_in(folder: Path) -> list[tuple[str, ...]]:
+    for each in (folder, *(file for file in folder.iterdir() if file.is_file())):
+        check_name(each)
     with quiet_itk():
         names = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
         found = [sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), name) for name in names]
@@ -105,9 +109,13 @@ def _is_dicom(file: Path) -> bool:
 
 def _description(file: str) -> str:
     try:
-        return _tag(_dicom_header(file), "0008|103e") or "no description"
+        text = _tag(_dicom_header(file), "0008|103e").encode("utf-8", "surrogateescape")
     except RuntimeError:
         return "unreadable"
+    try:
+        return text.decode() or "no description"
+    except UnicodeDecodeError:
+        return text.decode("latin-1")
 
 
 def _dicom_header(file: str) -> Any:
@@ -135,6 +143,10 @@ def _read_slice_header(file: str, folder: Path) -> _Slice:
             f"{folder}: {short} says nothing of its position in the patient",
             "Give the original axial series, not screenshots or reports",
         )
+    if (modality := _tag(reader, "0008|0060")) not in ("CT", ""):
+        raise UserError(f"{folder}: its modality is {modality}, not CT", "Give the folder of a CT series")
+    if not _tag(reader, "0028|0030"):
+        raise UserError(f"{folder}: {short} says nothing of its pixel spacing", "Export the original CT series again")
     thickness = _tag(reader, "0018|0088") or _tag(reader, "0018|0050")
     columns, rows, _ = reader.GetSize()
     return _Slice(file, (columns, rows), itk_affine(reader), abs(float(thickness or 1.0)) or 1.0)
@@ -143,6 +155,7 @@ def _read_slice_header(file: str, folder: Path) -> _Slice:
 def _stack_affine(slices: list[_Slice], folder: Path) -> NDArray[np.float64]:
     """Affine of the sorted slices as one stack, index ``(i, j, k)`` to RAS mm; refuses an irregular one."""
     first, count = slices[0], len(slices)
+    _check_twice(slices, folder)
     sizes = sorted({each.size for each in slices})
     if len(sizes) > 1:
         listed = ", ".join(f"{columns} x {rows}" for columns, rows in sizes)
@@ -168,6 +181,15 @@ def _stack_affine(slices: list[_Slice], folder: Path) -> NDArray[np.float64]:
     if apart.max() > MAX_UNEVEN * np.linalg.norm(step):
         raise UserError(f"{folder}: slice {int(apart.argmax()) + 1} is shifted sideways", "Export it again")
     return affine
+
+
+def _check_twice(slices: list[_Slice], folder: Path) -> None:
+    for one, other in pairwise(slices):
+        if np.array_equal(one.position, other.position) and filecmp.cmp(one.file, other.file, shallow=False):
+            raise UserError(
+                f"{folder}: {Path(one.file).name} and {Path(other.file).name} are the same image",
+                "Remove one of them",
+            )
 
 
 def _check_gaps(heights: NDArray[np.float64], folder: Path) -> None:

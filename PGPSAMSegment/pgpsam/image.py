@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import logging
 import os
+import re
 import uuid
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,12 +31,14 @@ from .errors import UserError
 _log = logging.getLogger(__name__)
 
 MAX_VOXELS = 2**31  # a header that claims more is damaged, or the volume would not fit anyway
+BLOCK = 2**16  # bytes of a compressed file that are looked at together
 MAX_SHEAR = 0.01  # cosine between two axes (0.6 degrees): rounding stays far below, gantry tilt lies above
 NIFTI = (".nii", ".nii.gz")
 ITK_IN = (".nrrd", ".nhdr", ".mha", ".mhd")
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _NIFTI_UNITS = {1: "metres", 3: "micrometres"}  # 2 is mm; 0, not said, is taken as mm by every program
+_MM = ("mm", "millimeter", "millimeters", "millimetre", "millimetres", "", "?")
 _READ_ERRORS = (
     OSError,
     EOFError,
@@ -96,12 +99,16 @@ def _read_nifti(path: Path) -> Image:
     if unit is not None:
         raise UserError(f"{path}: its header is in {unit}", "Convert it to mm")
     if int(header["sform_code"]) == 0 and int(header["qform_code"]) == 0:
-        _log.warning("%s says nothing of its orientation: left and right can't be told from the file", path)
-    proxy = image.dataobj
+        _log.warning(
+            "%s says nothing of its orientation: left and right can't be told from the file, nor anterior and "
+            "posterior, which Slicer takes the other way round",
+            path,
+        )
+    elif int(header["sizeof_hdr"]) == 348:  # ITK does not read NIfTI-2
+        _check_forms(image, path)
     if image.get_data_dtype().fields is not None:
         raise UserError(f"{path}: it is a colour image", "Give a grey-value image such as CT")
-    scaled = (proxy.slope, proxy.inter) != (1.0, 0.0) and image.get_data_dtype().kind in "iuf"
-    array = image.get_fdata(dtype=np.float32, caching="unchanged") if scaled else proxy.get_unscaled()
+    array = _nifti_voxels(image, path)
     while array.ndim > 3 and array.shape[-1] == 1:
         array = array[..., 0]
     while array.ndim < 3:
@@ -110,12 +117,58 @@ def _read_nifti(path: Path) -> Image:
     return Image(spatial, np.asarray(image.affine, dtype=np.float64), header)
 
 
-def _read_itk(path: Path) -> Image:
+def _check_forms(image: Any, path: Path) -> None:
+    """Refuses a file that ITK, and so Slicer, puts elsewhere: its sform, its qform and its spacing disagree."""
+    try:
+        str(path).encode()
+        reader = _information(path, "NiftiImageIO")
+    except (UnicodeEncodeError, RuntimeError):  # ITK can't say: it reads no such name, or no such axes
+        return
+    if reader.GetDimension() != 3:
+        return
+    apart = corner_distances(image.shape[:3], image.affine, itk_affine(reader)).max()
+    if apart > np.linalg.norm(image.affine[:3, :3], axis=0).min():
+        raise UserError(
+            f"{path}: its header gives two places (sform, and qform or spacing), up to {apart:.3g} mm apart",
+            "Load it in Slicer, check left and right and the size there, and save it as NRRD",
+        )
+
+
+def _nifti_voxels(image: Any, path: Path) -> NDArray[Any]:
+    """The voxels, scaled where the header says so; a compressed file is read to its end, where its checksum lies."""
+    if not path.name.lower().endswith(".gz"):
+        return _scaled(image)
+    with gzip.open(path) as stream:
+        array = _scaled(image.from_file_map(image.make_file_map({"image": stream}), mmap=False))
+        while stream.read(BLOCK):
+            pass
+    return array
+
+
+def _scaled(image: Any) -> NDArray[Any]:
+    proxy = image.dataobj
+    scaled = (proxy.slope, proxy.inter) != (1.0, 0.0) and image.get_data_dtype().kind in "iuf"
+    array: NDArray[Any] = image.get_fdata(dtype=np.float32, caching="unchanged") if scaled else proxy.get_unscaled()
+    return array
+
+
+def _information(path: Path, image_io: str = "") -> Any:
+    """ITK's file reader, which has read the header only."""
     reader = sitk.ImageFileReader()
+    reader.SetImageIO(image_io)
     reader.SetFileName(str(path))
     with quiet_itk():
         reader.ReadImageInformation()
-        check_size(reader.GetSize(), path)
+    return reader
+
+
+def _read_itk(path: Path) -> Image:
+    check_name(path)
+    reader = _information(path)
+    check_size(reader.GetSize(), path)
+    header = _read_nrrd_header if path.name.lower().endswith((".nrrd", ".nhdr")) else _read_meta_header
+    header(path)
+    with quiet_itk():
         image = reader.Execute()
     while image.GetDimension() > 3 and image.GetSize()[-1] == 1:
         image = image[(slice(None),) * (image.GetDimension() - 1) + (0,)]
@@ -124,6 +177,84 @@ def _read_itk(path: Path) -> Image:
         array = np.moveaxis(array, 0, -1) if image.GetDimension() == 4 else array
         return Image(array, np.eye(4))  # refused by the caller for its axes
     return Image(array, itk_affine(image), fields=_segment_fields(image))
+
+
+def _read_nrrd_header(path: Path) -> None:
+    """Checks what ITK does not: the unit and the compressed data; warns of what the header does not say."""
+    fields, end = _header_fields(path, b":")
+    for unit in re.findall(r'"([^"]*)"', fields.get("spaceunits", "") + fields.get("units", "")):
+        _check_unit(unit, path)
+    directions = fields.get("spacedirections", "")
+    _warn_of_unsaid(path, spacing=directions + fields.get("spacings", ""), orientation=directions)
+    if fields.get("encoding", "").lower() in ("gz", "gzip") and "lineskip" not in fields:
+        _check_compressed(path, fields.get("datafile", ""), end)
+
+
+def _read_meta_header(path: Path) -> None:
+    """The same for .mha and .mhd."""
+    fields, end = _header_fields(path, b"=")
+    _check_unit(fields.get("distanceunits", ""), path)
+    turn = "".join(fields.get(key, "") for key in ("transformmatrix", "rotation", "orientation"))
+    _warn_of_unsaid(path, spacing=fields.get("elementspacing", ""), orientation=turn)
+    if fields.get("compresseddata", "").lower() == "true" and "headersize" not in fields:
+        data = fields.get("elementdatafile", "")
+        _check_compressed(path, "" if data.upper() == "LOCAL" else data, end)
+
+
+def _header_fields(path: Path, colon: bytes) -> tuple[dict[str, str], int]:
+    """A text header's fields, their names in small letters without spaces, and the byte that it ends at."""
+    fields = {}
+    with path.open("rb") as stream:
+        for line in stream:
+            name, _, value = (part.strip().decode("utf-8", "surrogateescape") for part in line.partition(colon))
+            key = name.lower().replace(" ", "")
+            if not value.startswith("="):  # not NRRD's own "key:=value"
+                fields[key] = value
+            if key == "elementdatafile" or (colon == b":" and not name):
+                break
+        return fields, stream.tell()
+
+
+def _check_unit(unit: str, path: Path) -> None:
+    if unit.lower() not in _MM:
+        raise UserError(f"{path}: its header is in {unit}", "Convert it to mm")
+
+
+def _warn_of_unsaid(path: Path, spacing: str, orientation: str) -> None:
+    if not re.search(r"\d", spacing):
+        _log.warning("%s says nothing of its voxel spacing: it is taken as 1 mm", path)
+    if not re.search(r"\d", orientation):
+        _log.warning("%s says nothing of its orientation: left and right can't be told from the file", path)
+
+
+def _check_compressed(path: Path, data_file: str, start: int) -> None:
+    """Runs compressed data through zlib up to its checksum: ITK says nothing where it is damaged.
+
+    Args:
+        path: the header's file.
+        data_file: the name of the data's file, "" if it follows the header.
+        start: the byte at which the header ends.
+    """
+    data = path.parent / data_file if data_file else path
+    if not data.is_file():
+        return  # a list or pattern of several files; ITK tells of one that is missing
+    inflate = zlib.decompressobj(wbits=47)  # with zlib's own header or gzip's
+    with data.open("rb") as stream:
+        stream.seek(0 if data_file else start)
+        while not inflate.eof:
+            block = stream.read(BLOCK)
+            if not block:
+                raise EOFError("its compressed data ends too early")
+            inflate.decompress(block)
+
+
+def check_name(path: Path) -> None:
+    """Refuses a name that is not UTF-8, such as one from an old CD: SimpleITK would end the process."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        shown = os.fsencode(path).decode("utf-8", "replace")
+        raise UserError(f"{shown} has a name in another encoding than UTF-8", "Rename it") from error
 
 
 def _segment_fields(image: Any) -> dict[str, str]:
@@ -151,6 +282,14 @@ def itk_affine(image: Any) -> NDArray[np.float64]:
     return _LPS_TO_RAS @ lps
 
 
+def corner_distances(size: Sequence[int], one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
+    """mm between the corner voxels ``[8]`` that two affines give to an image of ``(i, j, k)`` voxels."""
+    ends = [[0.0, n - 1.0] for n in (*size, 1, 1)[:3]]
+    corners = np.stack([*np.meshgrid(*ends, indexing="ij"), np.ones((2, 2, 2))]).reshape(4, 8)
+    distances: NDArray[np.float64] = np.linalg.norm(((one - other) @ corners)[:3], axis=0)
+    return distances
+
+
 @contextmanager
 def quiet_itk() -> Iterator[None]:
     """Keeps ITK's warnings off standard error: what matters in them is checked and said here."""
@@ -175,6 +314,8 @@ def write_image(path: Path, extension: str, image: Image) -> None:
     Raises:
         UserError: the file can't be written.
     """
+    if extension not in NIFTI:
+        check_name(path)
     partial = path.with_name(f".{uuid.uuid4().hex}.part{extension}")
     try:
         if extension in NIFTI:

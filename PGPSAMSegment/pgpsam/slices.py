@@ -25,6 +25,7 @@ AIR_HU = -200.0
 BODY_MARGIN_MM = 6.0
 LIMB_SHARE = 0.15  # of the largest part's area in its slice; a thick arm has a tenth of a trunk's
 LARGEST_CANVAS = 1024
+SMALLEST_FIELD_MM = 40.0  # a crop of one small organ; a field of view in metres, taken as mm, is under 1
 
 
 @dataclass(frozen=True)
@@ -141,9 +142,15 @@ def frame_volume(volume: Volume, preparation: Preparation, box: tuple[int, int, 
         box: the volume's `body_box`, where it is known.
 
     Raises:
-        UserError: the slice is too large for the largest canvas at this scale.
+        UserError: the slice is too large for the largest canvas at this scale, or too small to be a patient's.
     """
     dx, dy, _ = volume.spacing
+    _, height, width = volume.shape
+    if max(height * dy, width * dx) < SMALLEST_FIELD_MM:
+        raise UserError(
+            f"{volume.name}: its slices are {width * dx:.3g} x {height * dy:.3g} mm, too small for a CT",
+            "Check the voxel spacing in the file.",
+        )
     box = box or body_box(volume)
     size = (
         max(1, round((box[1] - box[0]) * dy / preparation.spacing_mm)),

@@ -14,6 +14,7 @@ DICOM series is laid out, of networks or of torch.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,12 +27,15 @@ from numpy.typing import NDArray
 
 from .dicom import read_series
 from .errors import UserError
-from .image import ITK_IN, MAX_SHEAR, NIFTI, Image, read_image, write_image
+from .image import ITK_IN, MAX_SHEAR, NIFTI, Image, corner_distances, read_image, write_image
 from .segnrrd import fields_of_segments, flatten_segments
 
 if TYPE_CHECKING:
     from .labels import LabelSet
 
+_log = logging.getLogger(__name__)
+
+STORED_HU = 1500.0  # no air and values beyond: as they lie in a DICOM file, before the rescale intercept of -1024
 MIN_SIDE = 8  # voxels: a smaller slice holds no anatomy to find
 SAME_GRID = 0.01  # voxels: the largest distance between the corners of two grids that count as one
 
@@ -248,6 +252,8 @@ def _check_values(canonical: NDArray[np.float32], grid: Grid, name: str) -> None
         )
     if low == high:
         raise UserError(f"{name}: every voxel is {low:g}: not an image", "Check the file and how it was exported")
+    if low >= 0 and high > STORED_HU:
+        _log.warning("%s: its values run from %g to %g: they look like stored values, not HU", name, low, high)
 
 
 def _checked_affine(affine: NDArray[Any], name: str) -> NDArray[np.float64]:
@@ -318,6 +324,8 @@ def read_labels(
 def read_labels_on(volume: Volume, path: str | os.PathLike[str]) -> NDArray[Any]:
     """Reads a label map that lies on a volume's grid, whatever order of axes it was stored in.
 
+    A ``.seg.nrrd``, which Slicer may crop to its segments, need only lie inside the volume, on its voxels.
+
     Returns:
         labels ``[z, y, x]``, canonical, uint8 or uint16.
 
@@ -326,8 +334,24 @@ def read_labels_on(volume: Volume, path: str | os.PathLike[str]) -> NDArray[Any]
     """
     image, _ = _read_labels(Path(path))
     grid = Grid.from_source(image.array.shape, image.affine, str(path))
+    labels = grid.to_canonical(image.array)
+    if str(path).lower().endswith(".seg.nrrd") and (place := _place_inside(volume, grid)):
+        whole = np.zeros(volume.shape, labels.dtype)
+        whole[place] = labels
+        return whole
     _check_same_grid(volume, grid, str(path))
-    return np.ascontiguousarray(grid.to_canonical(image.array))
+    return np.ascontiguousarray(labels)
+
+
+def _place_inside(volume: Volume, grid: Grid) -> tuple[slice, ...] | None:
+    """Which voxels ``[z, y, x]`` of a volume a smaller grid's are; None if they are none of the volume's."""
+    first = np.eye(4)
+    first[:3, 3] = np.rint((np.linalg.inv(volume.affine) @ grid.canonical_affine)[:3, 3])
+    apart = corner_distances(grid.canonical_shape[::-1], grid.canonical_affine, volume.affine @ first)
+    starts = first[2::-1, 3].astype(int).tolist()
+    place = tuple(slice(start, start + n) for start, n in zip(starts, grid.canonical_shape, strict=True))
+    outside = any(one.start < 0 or one.stop > n for one, n in zip(place, volume.shape, strict=True))
+    return None if outside or apart.max() > SAME_GRID * min(volume.spacing) else place
 
 
 def _check_same_grid(volume: Volume, grid: Grid, name: str) -> None:
@@ -335,9 +359,7 @@ def _check_same_grid(volume: Volume, grid: Grid, name: str) -> None:
     if grid.canonical_shape != volume.shape:
         theirs, ours = (" x ".join(map(str, shape[::-1])) for shape in (grid.canonical_shape, volume.shape))
         raise UserError(f"{name}: it has {theirs} voxels, but {volume.name} has {ours}", hint)
-    ends = np.array([[0.0, n - 1.0] for n in volume.shape[::-1]])
-    corners = np.stack([*np.meshgrid(*ends, indexing="ij"), np.ones((2, 2, 2))]).reshape(4, 8)
-    apart = np.linalg.norm(((grid.canonical_affine - volume.affine) @ corners)[:3], axis=0)
+    apart = corner_distances(volume.shape[::-1], grid.canonical_affine, volume.affine)
     if apart.max() <= SAME_GRID * min(volume.spacing):
         return
     spacing = np.linalg.norm(grid.canonical_affine[:3, :3], axis=0)

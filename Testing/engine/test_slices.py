@@ -147,3 +147,12 @@ def test_spacing_that_cannot_be_true_is_refused():
     volume = phantom(2.0)
     with pytest.raises(UserError, match="spacing"):
         frame_volume(Volume.from_kji(volume.array, np.diag([-60.0, -60.0, 5.0, 1.0])), Preparation())
+
+
+def test_a_field_of_view_too_small_for_a_patient_is_refused_and_a_crop_is_not():
+    array = phantom(2.0).array[:, 95:116, 95:116].copy()  # 42 mm in the middle of the body
+    array[0, 0, 0] = -1000.0
+    assert frame_volume(Volume.from_kji(array, np.diag([-2.0, -2.0, 5.0, 1.0])), Preparation()).size == (28, 28)
+    metres = Volume.from_kji(array, np.diag([-0.002, -0.002, 0.005, 1.0]), "scan")
+    with pytest.raises(UserError, match=r"scan: its slices are 0.042 x 0.042 mm, too small .* spacing"):
+        frame_volume(metres, Preparation())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -256,7 +257,7 @@ def test_a_nifti_result_repeats_the_sources_forms_bit_for_bit(tmp_path: Path, sf
     image = nib.Nifti1Image(canonical_array().transpose(2, 1, 0), None)
     image.header.set_zooms((1.1, 2.2, 3.3))
     image.set_qform(rotation(13) @ CANONICAL_AFFINE, code=qform)
-    image.set_sform(rotation(11) @ CANONICAL_AFFINE, code=sform)
+    image.set_sform(rotation(12.9) @ CANONICAL_AFFINE, code=sform)
     image.header["cal_max"] = 400
     nib.save(image, tmp_path / "in.nii.gz")
     source = read_volume(tmp_path / "in.nii.gz")
@@ -286,7 +287,36 @@ def test_a_nifti_file_without_an_orientation_is_taken_with_a_warning(
     nib.save(nib.Nifti1Image(canonical_array().transpose(2, 1, 0), None), tmp_path / "in.nii")
     with caplog.at_level(logging.WARNING, logger="pgpsam"):
         read_volume(tmp_path / "in.nii")
-    assert "left and right can't be told" in caplog.text
+    assert "left and right can't be told from the file, nor anterior and posterior" in caplog.text
+
+
+def _with_two_forms(path: Path, sform: int, qform: int, **changes: Any) -> Path:
+    """A file whose qform differs from its sform in some places; a code of 0 says that a form is not meant."""
+    image = nib.Nifti1Image(canonical_array().transpose(2, 1, 0), None)
+    image.set_qform(_affine(**changes), code=qform)
+    image.set_sform(CANONICAL_AFFINE, code=sform)
+    nib.save(image, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"a00": 1, "a03": 10}, {"a23": 10}, {"a22": 5}],
+    ids=["left and right", "origin", "spacing"],
+)
+def test_a_nifti_file_that_slicer_puts_elsewhere_is_refused(tmp_path: Path, changes: dict[str, float]) -> None:
+    with pytest.raises(UserError, match=r"two places \(sform, and qform or spacing\), up to \S+ mm apart"):
+        read_volume(_with_two_forms(tmp_path / "in.nii.gz", 2, 1, **changes))
+
+
+@pytest.mark.parametrize(("sform", "qform", "shift"), [(1, 1, 50), (2, 0, 50), (2, 1, 0.5)])
+def test_forms_that_itk_takes_as_we_do_or_that_agree_are_accepted(
+    tmp_path: Path, sform: int, qform: int, shift: float
+) -> None:
+    path = _with_two_forms(tmp_path / "in.nii.gz", sform, qform, a23=-40 + shift)
+    itk = sitk.ReadImage(path)
+    assert itk.GetOrigin()[2] == pytest.approx(-40, abs=0.5)
+    np.testing.assert_array_equal(read_volume(path).affine, CANONICAL_AFFINE)
 
 
 def test_nifti_scaling_is_applied(tmp_path: Path) -> None:
@@ -367,6 +397,21 @@ def test_fields_in_another_encoding_do_no_harm(tmp_path: Path) -> None:
     data = data.replace(b"Segment1_Name:=liver", "Segment1_Name:=Léber\nÄrztin:=Müller".encode("latin-1"))
     (tmp_path / "out.seg.nrrd").write_bytes(data)
     assert read_labels(tmp_path / "out.seg.nrrd")[2] == {1: "spleen", 6: "L?ber"}
+
+
+def test_segments_that_slicer_cropped_are_put_back_where_they_lie(tmp_path: Path) -> None:
+    image = volume("RAS")
+    labels = labels_of(image)
+    first = np.eye(4)
+    first[:3, 3] = (1, 1, 1)
+    part = Volume.from_kji(image.array[1:4, 1:, 1:], image.affine @ first)
+    write_array(tmp_path / "part.seg.nrrd", labels[1:4, 1:, 1:], part, "labels", ABDOMEN)
+    np.testing.assert_array_equal(read_labels_on(image, tmp_path / "part.seg.nrrd"), labels)
+    first[0, 3] = 1.4
+    between = Volume.from_kji(image.array[1:4, 1:, 1:], image.affine @ first)
+    write_array(tmp_path / "between.seg.nrrd", labels[1:4, 1:, 1:], between, "labels", ABDOMEN)
+    with pytest.raises(UserError, match="10 x 8 x 3 voxels, but spec has"):
+        read_labels_on(image, tmp_path / "between.seg.nrrd")
 
 
 def test_layers_that_overlap_are_refused_by_name(tmp_path: Path) -> None:
@@ -536,6 +581,138 @@ def test_what_can_not_be_read_is_said_in_one_line(
     with pytest.raises(UserError, match=message) as caught:
         read_volume(tmp_path / name)
     assert "\n" not in str(caught.value)
+
+
+# A volume of noise: a bit that flips in it leaves a stream that can be decompressed to the end.
+NOISE = np.random.default_rng(0).integers(-1000, 1000, (8, 9, 11)).astype(np.int16)
+
+
+def _compressed(path: Path) -> Path:
+    """Writes the noise; returns the file that holds the compressed voxels."""
+    if path.name.endswith(".nii.gz"):
+        nib.save(_nifti(NOISE.transpose(2, 1, 0)), path)
+    else:
+        sitk.WriteImage(sitk.GetImageFromArray(NOISE), path, useCompression=True)
+    return {".mhd": path.with_suffix(".zraw"), ".nhdr": path.with_suffix(".raw.gz")}.get(path.suffix, path)
+
+
+@pytest.mark.parametrize("name", ["in.nii.gz", "in.nrrd", "in.nhdr", "in.mha", "in.mhd"])
+def test_compressed_voxels_that_are_damaged_are_refused(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    data = _compressed(path)
+    whole = data.read_bytes()
+    np.testing.assert_array_equal(np.sort(read_volume(path).array, axis=None), np.sort(NOISE, axis=None))
+    for byte in range(len(whole) - 600, len(whole) - 8, 60):
+        data.write_bytes(whole[:byte] + bytes([whole[byte] ^ 4]) + whole[byte + 1 :])
+        with pytest.raises(UserError, match="can't be read"):
+            read_volume(path)
+    for missing in (1, 4, 8, 100):
+        data.write_bytes(whole[:-missing])
+        with pytest.raises(UserError, match="can't be read"):
+            read_volume(path)
+
+
+def _plain_text_header(path: Path, *fields: str) -> Path:
+    """A NRRD or MetaImage file of the canonical array with nothing in its header but what is needed and the fields."""
+    if path.suffix == ".nrrd":
+        head = ["NRRD0005", "type: short", "dimension: 3", "sizes: 11 9 8", "endian: little", "encoding: raw"]
+        tail = ["", ""]
+    else:
+        head = ["ObjectType = Image", "NDims = 3", "BinaryData = True", "BinaryDataByteOrderMSB = False"]
+        tail = ["DimSize = 11 9 8", "ElementType = MET_SHORT", "ElementDataFile = LOCAL", ""]
+    path.write_bytes("\n".join([*head, *fields, *tail]).encode() + canonical_array().tobytes())
+    return path
+
+
+NRRD_PLACE = ("space: left-posterior-superior", "space directions: (1,0,0) (0,2,0) (0,0,3)", "space origin: (0,0,0)")
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "unit"),
+    [
+        ("in.nrrd", (*NRRD_PLACE, 'space units: "m" "m" "m"'), "m"),
+        ("in.nrrd", (*NRRD_PLACE, 'space units: "cm" "cm" "cm"'), "cm"),
+        ("in.nrrd", ("spacings: 1 2 3", 'units: "um" "um" "um"'), "um"),
+        ("in.mha", ("ElementSpacing = 1 2 3", "DistanceUnits = cm"), "cm"),
+    ],
+)
+def test_other_units_than_mm_are_refused(tmp_path: Path, name: str, fields: tuple[str, ...], unit: str) -> None:
+    with pytest.raises(UserError, match=f"its header is in {unit}. Convert it to mm"):
+        read_volume(_plain_text_header(tmp_path / name, *fields))
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "unsaid"),
+    [
+        ("in.nrrd", (*NRRD_PLACE, 'space units: "mm" "mm" "mm"', "spacing:=not said"), []),
+        ("in.nrrd", ("spacings: 1 2 3",), ["orientation"]),
+        ("in.nrrd", (), ["voxel spacing", "orientation"]),
+        ("in.mha", ("ElementSpacing = 1 2 3", "TransformMatrix = 1 0 0 0 1 0 0 0 1"), []),
+        ("in.mha", ("ElementSpacing = 1 2 3",), ["orientation"]),
+        ("in.mha", (), ["voxel spacing", "orientation"]),
+    ],
+)
+def test_what_a_header_does_not_say_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, fields: tuple[str, ...], unsaid: list[str]
+) -> None:
+    path = _plain_text_header(tmp_path / name, *fields)
+    with caplog.at_level(logging.WARNING, logger="pgpsam"):
+        read_labels(path)
+    begin = [f"{path} says nothing of its {what}: " for what in unsaid]
+    assert len(caplog.messages) == len(begin)
+    assert all(message.startswith(start) for message, start in zip(caplog.messages, begin, strict=True))
+
+
+@pytest.mark.parametrize(("low", "high", "warned"), [(0, 3000, True), (-1, 3000, False), (0, 400, False)])
+def test_stored_values_that_are_no_hu_are_warned_of(
+    caplog: pytest.LogCaptureFixture, low: int, high: int, warned: bool
+) -> None:
+    array = np.clip(canonical_array(), 0, high)
+    array[0, 0, 0] = low
+    with caplog.at_level(logging.WARNING, logger="pgpsam"):
+        Volume.from_kji(array, CANONICAL_AFFINE, "scan 7")
+    said = "scan 7: its values run from 0 to 3000: they look like stored values, not HU"
+    assert caplog.messages == ([said] if warned else [])
+
+
+def latin1(name: str) -> str:
+    """A name as an old CD has it, the way Python holds it."""
+    return os.fsdecode(name.encode("latin-1"))
+
+
+NAMED_FILE = """
+import os, sys
+from pgpsam.errors import UserError
+from pgpsam.volume import read_volume
+try:
+    read_volume(os.fsdecode(bytes.fromhex(sys.argv[1])))
+except UserError as error:
+    print(ascii(str(error)))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+@pytest.mark.parametrize("where", ["folder", "file in a folder", "nrrd"])
+def test_a_name_in_another_encoding_is_refused_before_it_ends_the_process(tmp_path: Path, where: str) -> None:
+    path = tmp_path / (latin1("für") if where == "folder" else "for")
+    if where == "nrrd":
+        path = tmp_path / latin1("für.nrrd")
+        _plain_text_header(tmp_path / "in.nrrd", *NRRD_PLACE).rename(path)
+    else:
+        write_dicom(tmp_path / "series", stack(4)).rename(path)
+    if where == "file in a folder":
+        next(path.iterdir()).rename(path / latin1("ä.dcm"))
+    run = [sys.executable, "-c", NAMED_FILE, os.fsencode(path).hex()]
+    done = subprocess.run(run, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "has a name in another encoding than UTF-8. Rename it" in done.stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_nifti_file_of_such_a_name_is_read(tmp_path: Path) -> None:
+    nib.save(_nifti(canonical_array().transpose(2, 1, 0)), tmp_path / "in.nii.gz")
+    (tmp_path / "in.nii.gz").rename(tmp_path / latin1("für.nii.gz"))
+    np.testing.assert_array_equal(read_volume(tmp_path / latin1("für.nii.gz")).array, canonical_array())
 
 
 # -------------------------------------------------------------------------------- files that can't be written
@@ -735,6 +912,29 @@ def _several_frames(folder: Path) -> None:
     sitk.WriteImage(sitk.GetImageFromArray(canonical_array().astype(np.uint16)), folder / "frames.dcm")
 
 
+def _other_modality(folder: Path) -> None:
+    write_dicom(folder, stack(5), **{"0008_0060": "MR"})
+
+
+def _no_spacing(folder: Path) -> None:
+    spacing, other = b"\x28\x00\x30\x00", b"\x28\x00\x31\x00"  # tags (0028,0030) and (0028,0031)
+    for file in write_dicom(folder, stack(4)).iterdir():
+        assert file.read_bytes().count(spacing) == 1
+        file.write_bytes(file.read_bytes().replace(spacing, other))
+
+
+def _one_file_twice(folder: Path) -> None:
+    file = sorted(write_dicom(folder, stack(5)).iterdir())[2]
+    (folder / "copy.dcm").write_bytes(file.read_bytes())
+
+
+def _latin1_descriptions(folder: Path) -> None:
+    write_dicom(folder, stack(5), series="1.2.3.4", description="fur Arzte")
+    write_dicom(folder, stack(5), series="1.2.3.5")
+    for file in folder.glob("1.2.3.4-*"):
+        file.write_bytes(file.read_bytes().replace(b"fur Arzte", "für Ärzte".encode("latin-1")))
+
+
 def _colour_slices(folder: Path) -> None:
     folder.mkdir()
     sitk.WriteImage(sitk.GetImageFromArray(np.zeros((1, 9, 11, 3), np.uint8), isVector=True), folder / "a.dcm")
@@ -753,6 +953,10 @@ def _truncated_slice(folder: Path) -> None:
         (_missing_slice, r"2 slice\(s\) are missing between 107.50 and 115.00 mm"),
         (_uneven, r"unevenly spaced \(2.5 mm as a rule, 3.25 mm between 110.00 and 113.25 mm"),
         (_two_phases, r"several images lie at one position \(100.00 mm"),
+        (_one_file_twice, r"(copy.dcm and 1.2.3.4-997.dcm|1.2.3.4-997.dcm and copy.dcm) are the same image"),
+        (_latin1_descriptions, "'für Ärzte' \\(5 images\\)"),
+        (_other_modality, "its modality is MR, not CT"),
+        (_no_spacing, "says nothing of its pixel spacing"),
         (_mixed_sizes, r"different sizes \(12 x 10, 14 x 10\)"),
         (_mixed_orientations, "differ in orientation or pixel spacing"),
         (_tilted, r"tilted by 11.3 degrees \(gantry tilt\)"),
