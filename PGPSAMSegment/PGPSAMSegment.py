@@ -128,6 +128,8 @@ class PGPSAMSegmentWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self.onSceneStartClose)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndCloseEvent, self.onSceneChanged)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndImportEvent, self.onSceneChanged)
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.NodeAddedEvent, self.takeVolume)
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndBatchProcessEvent, self.takeVolume)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.NodeAboutToBeRemovedEvent, self.onNodeAboutToBeRemoved)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.NodeRemovedEvent, self.onNodeRemoved)
         self.addShortcuts()
@@ -181,20 +183,30 @@ class PGPSAMSegmentWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         """Binds the widgets to the scene's parameter node."""
         node = self.logic.getParameterNode()
         if self.parameters is not None and self.parameters.parameterNode is node.parameterNode:
+            self.takeVolume()
             self.choices.show_engine()  # a scene that was loaded may name a model that is not here
             self.update()
             return
         self.disconnectParameters()
-        if node.inputVolume is None:
-            volumes = slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")  # label maps among them
-            node.inputVolume = next((v for v in volumes if v.GetClassName() == "vtkMRMLScalarVolumeNode"), None)
         self.parameters = node
         # Not `connectGui`, which returns no tag: what it has bound can never be unbound (Slicer 5.10).
         named = {widget.property("SlicerParameterName"): widget for widget in vars(self.ui).values()}
         self._guiTag = node.connectParametersToGui({name: widget for name, widget in named.items() if name})
         self.addObserver(node, vtk.vtkCommand.ModifiedEvent, self.update)
+        self.takeVolume()
         self.choices.show_engine()
         self.update()
+
+    def takeVolume(self, caller: Any = None, event: Any = None) -> None:
+        """Selects an image where no input is: one that is loaded while the panel is open, for example.
+
+        A scene that is being loaded brings its own choice.
+        """
+        if self.parameters is None or self.parameters.inputVolume is not None or slicer.mrmlScene.IsBatchProcessing():
+            return
+        volumes = slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")  # label maps among them
+        images = [each for each in volumes if each.GetClassName() == "vtkMRMLScalarVolumeNode"]
+        self.parameters.inputVolume = next((each for each in images if not nodes.is_confidence(each)), None)
 
     def disconnectParameters(self) -> None:
         if self.parameters is not None:

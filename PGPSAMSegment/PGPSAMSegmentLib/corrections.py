@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import slicer
 from numpy.typing import NDArray
 
-from . import segments, terminology
-from .grid import export_volume, save, segment_mask, shape_of
-from .nodes import FIRST, SceneError, companion
+from . import firstresult, segments, terminology
+from .firstresult import First
+from .grid import export_volume, has_reference, lattice, save, segment_mask, shape_of
+from .nodes import SceneError
 from .segments import OrganSegment
 
 
@@ -40,54 +40,45 @@ class Change:
         return self.added + self.removed
 
 
-def changes(segmentationNode: Any, first_result: NDArray[np.uint8] | None = None) -> list[Change]:
-    """Every segment of ours against what the model gave for that organ.
+def changes(segmentationNode: Any) -> list[Change]:
+    """Every segment of ours against what the model gave for it; one that was removed counts as erased.
 
-    Args:
-        first_result: uint8 [k, j, i] label ids; None takes the copy that the scene keeps.
+    What the scene does not keep the model's result of, such as a segment loaded from a file, is left out.
 
     Raises:
-        SceneError: the scene keeps none, or a segment lies on another grid.
+        SceneError: the scene keeps none at all, or the segmentation's grid was changed since.
     """
-    first = _first(segmentationNode) if first_result is None else first_result
-    found = []
-    for organ in segments.ours(segmentationNode.GetSegmentation()):
-        now, then = segment_mask(segmentationNode, organ.segment_id, first.shape), first == organ.label
+    first, found = _first(segmentationNode), []
+    for key, organ in _organs(segmentationNode, first):
+        if organ.untouched:
+            found.append(Change(organ.segment_id, organ.name, 0, 0, 1.0))
+            continue
+        now, then = _now(segmentationNode, organ, first), first.mask(key)
         both, total = int((now & then).sum()), int(now.sum() + then.sum())
         added, removed = int(now.sum()) - both, int(then.sum()) - both
-        dice = 2 * both / total if total else 1.0
-        found.append(Change(organ.segment_id, organ.name, added, removed, dice))
+        found.append(Change(organ.segment_id, organ.name, added, removed, 2 * both / total if total else 1.0))
     return found
 
 
-def corrected_slices(segmentationNode: Any, volumeNode: Any, folder: str | Path) -> list[dict[str, Any]]:
-    """The slices that the user corrected, as the ``cases`` of a `finetune` request.
+def corrected_slices(segmentationNode: Any) -> tuple[list[int], int]:
+    """The slices that the user corrected, sorted, and which axis of [k, j, i] they are counted along.
 
     A slice counts as corrected if any organ of ours differs there from the model's own result; all organs in it
     are then taken as right. Where an organ has two segments, the one that the user worked on counts.
 
-    Returns:
-        No case, or one: {"name", "volume": path of v.npy [k, j, i], "affine": [4, 4], "labels": path of uint8
-        [k, j, i], "slices": sorted indices along "slices_axis" of [k, j, i], "organs": [{"id", "name", "color",
-        "snomed"}], which is what the request's "labels" take}.
-
     Raises:
-        SceneError: as `changes` and `export_volume`.
+        SceneError: as `changes`.
     """
-    chosen = _by_organ(segments.ours(segmentationNode.GetSegmentation()))
     first = _first(segmentationNode)
-    if not chosen:
-        return []
-    axis = chosen[0].axis
+    organs = _organs(segmentationNode, first)
+    chosen = _by_organ([organ for _, organ in organs])
+    axis = chosen[0].axis if chosen else 0
     others = tuple(other for other in range(3) if other != axis)
     touched = np.zeros(first.shape[axis], bool)
-    for organ in chosen:
-        mask = segment_mask(segmentationNode, organ.segment_id, first.shape)
-        touched |= (mask != (first == organ.label)).any(axis=others)
-    slices = np.flatnonzero(touched).tolist()
-    if not slices:
-        return []
-    return [training_case(segmentationNode, volumeNode, {o.segment_id: o.label for o in chosen}, slices, axis, folder)]
+    for key, organ in organs:
+        if organ in chosen and not organ.untouched:
+            touched |= (_now(segmentationNode, organ, first) != first.mask(key)).any(axis=others)
+    return np.flatnonzero(touched).tolist(), axis
 
 
 def training_case(
@@ -105,7 +96,9 @@ def training_case(
         slices: the annotated slices, indices along `axis` of [k, j, i].
 
     Returns:
-        As one case of `corrected_slices`.
+        {"name", "volume": path of v.npy [k, j, i], "affine": [4, 4], "labels": path of uint8 [k, j, i], "slices":
+        sorted indices along "slices_axis" of [k, j, i], "organs": [{"id", "name", "color", "snomed"}], which is what
+        the request's "labels" take}.
 
     Raises:
         SceneError: a segment lies on another grid, or as `export_volume`.
@@ -139,6 +132,35 @@ def _organ(segment: Any, label: int) -> dict[str, Any]:
     }
 
 
+def _first(segmentationNode: Any) -> First:
+    """The model's own result, which lies on the segmentation's grid."""
+    first, segmentation = firstresult.of(segmentationNode), segmentationNode.GetSegmentation()
+    shape, spacing = lattice(segmentation) if has_reference(segmentation) else (first.shape, first.spacing)
+    if shape != first.shape or not np.allclose(spacing, first.spacing, rtol=1e-4):
+        raise SceneError(
+            f"the voxel grid of '{segmentationNode.GetName()}' was changed since the result came",
+            "In the Segment Editor, set the source volume's geometry again (the button beside it), or segment again",
+        )
+    return first
+
+
+def _organs(segmentationNode: Any, first: First) -> list[tuple[str, OrganSegment]]:
+    """Our segments with the keys of what the model gave for them; organs that have none any more come last."""
+    segmentation = segmentationNode.GetSegmentation()
+    there = [(firstresult.key(segmentation, organ.segment_id), organ) for organ in segments.ours(segmentation)]
+    names = {organ.organ for _, organ in there}
+    gone = {key: entry for key, entry in first.entries.items() if entry["organ"] not in names}
+    lost = [(key, OrganSegment("", e["organ"], e["organ"], 0, False, e["axis"], {})) for key, e in gone.items()]
+    return [(key, organ) for key, organ in there if key in first.entries] + lost
+
+
+def _now(segmentationNode: Any, organ: OrganSegment, first: First) -> NDArray[np.bool_]:
+    """A segment's voxels; of one that was removed, those of the user's own segment of its name, if he drew one."""
+    segmentation = segmentationNode.GetSegmentation()
+    segment_id = organ.segment_id or segmentation.GetSegmentIdBySegmentName(organ.organ)
+    return segment_mask(segmentationNode, segment_id, first.shape) if segment_id else np.zeros(first.shape, bool)
+
+
 def _by_organ(found: Sequence[OrganSegment]) -> list[OrganSegment]:
     """One segment per organ: the one that the user worked on, else the last."""
     chosen: dict[str, OrganSegment] = {}
@@ -146,13 +168,3 @@ def _by_organ(found: Sequence[OrganSegment]) -> list[OrganSegment]:
         if organ.organ not in chosen or chosen[organ.organ].untouched:
             chosen[organ.organ] = organ
     return list(chosen.values())
-
-
-def _first(segmentationNode: Any) -> NDArray[np.uint8]:
-    node = companion(segmentationNode, FIRST)
-    if node is None or node.GetImageData() is None:
-        raise SceneError(
-            f"the model's own result for '{segmentationNode.GetName()}' is not in this scene",
-            "It is kept by this module and saved with the scene: segment again, or load that scene",
-        )
-    return slicer.util.arrayFromVolume(node)

@@ -75,32 +75,24 @@ def status(folder: Path | None = None, requirements: Path = REQUIREMENTS) -> Sta
     folder = folder or default_folder()
     try:
         facts = json.loads((folder / "engine.json").read_text(encoding="utf-8"))
+        key, torch = facts["key"], facts["slicers_torch"]
+        version, packages, own = facts["python_version"], facts["packages"], facts["build"] == "own"
+        ready = Status("ready", "", facts["python"], version, packages, facts["size"] / GB, own)
     except FileNotFoundError:
         if (folder / "owner.txt").exists():
             return Status("broken", "the installation was not finished: install again")
         return Status("missing", "the engine is not installed")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, LookupError, TypeError) as error:
         return Status("broken", f"its marker cannot be read ({error}): repair it")
-    ready = Status(
-        "ready",
-        "",
-        facts["python"],
-        facts["python_version"],
-        facts["packages"],
-        facts["size"] / GB,
-        facts["build"] == "own",
-    )
     why = ""
     if not Path(ready.python).is_file():
         why = f"its Python is gone ({ready.python}): repair it"
-    elif not ready.own and facts["key"] != requirements_key(read_requirements(requirements)):
+    elif not ready.own and key != requirements_key(read_requirements(requirements)):
         why = "it was installed for another version of this extension: repair it"
     elif not ready.own and not (folder / "packages").is_dir():
         why = "its packages are gone: repair it"
-    elif facts["slicers_torch"]:
-        torch = facts["slicers_torch"]
-        if torchchoice.installed_version(Path(torch["folder"]), "torch") != torch["torch"]:
-            why = "the torch of Slicer that it uses was changed or removed: repair it"
+    elif torch and torchchoice.installed_version(Path(torch["folder"]), "torch") != torch["torch"]:
+        why = "the torch of Slicer that it uses was changed or removed: repair it"
     return Status("broken", why, ready.python, ready.python_version) if why else ready
 
 

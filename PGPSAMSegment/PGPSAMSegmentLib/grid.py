@@ -112,10 +112,13 @@ def ijk_to_world(volumeNode: Any) -> NDArray[np.float64]:
 
 
 def to_world(node: Any) -> NDArray[np.float64]:
-    """[4, 4]: a node's own frame to the world, through the linear transforms that it is under."""
-    matrix = vtk.vtkMatrix4x4()
-    if node.GetParentTransformNode() is not None:
-        node.GetParentTransformNode().GetMatrixTransformToWorld(matrix)
+    """[4, 4]: a node's own frame to the world, through the linear transforms that it is under.
+
+    A non-linear one has no matrix and is left out: `TransformPointToWorld` of the node knows both kinds.
+    """
+    matrix, transform = vtk.vtkMatrix4x4(), node.GetParentTransformNode()
+    if transform is not None and transform.IsTransformToWorldLinear():
+        transform.GetMatrixTransformToWorld(matrix)
     return slicer.util.arrayFromVTKMatrix(matrix)
 
 
@@ -123,6 +126,11 @@ def shape_of(volumeNode: Any) -> tuple[int, int, int]:
     """``(k, j, i)``."""
     i, j, k = volumeNode.GetImageData().GetDimensions()
     return k, j, i
+
+
+def voxels_of(volumeNode: Any) -> str:
+    """Changes with the volume's voxels: with the frame that a sequence shows, for one."""
+    return hashlib.blake2b(np.ascontiguousarray(slicer.util.arrayFromVolume(volumeNode)), digest_size=8).hexdigest()
 
 
 # -------------------------------------------------------------------------------------- arrays -> MRML images
@@ -223,7 +231,11 @@ def segment_mask(segmentationNode: Any, segment_id: str, shape: tuple[int, int, 
             f"the segment '{name}' has no voxels on the grid of its volume",
             "In the Segment Editor, set the source volume's geometry (the button beside it)",
         )
-    box, start = found
+    return placed(*found, shape)
+
+
+def placed(box: NDArray[np.bool_], start: tuple[int, int, int], shape: tuple[int, int, int]) -> NDArray[np.bool_]:
+    """A box of voxels whose first one is at `start` on a grid of `shape`; what lies outside the grid is cut off."""
     mask = np.zeros(shape, bool)
     low = [max(at, 0) for at in start]
     high = [
@@ -232,6 +244,14 @@ def segment_mask(segmentationNode: Any, segment_id: str, shape: tuple[int, int, 
     inside = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
     mask[inside] = box[tuple(slice(a - at, b - at) for a, b, at in zip(low, high, start, strict=True))]
     return mask
+
+
+def cut(mask: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], tuple[int, int, int]]:
+    """The box of a mask [k, j, i] that holds its voxels, and its first (k, j, i); an empty array where it has none."""
+    if not mask.any():
+        return np.zeros((0, 0, 0), bool), (0, 0, 0)
+    (k0, k1), (j0, j1), (i0, i1) = (_range(mask, axis) for axis in range(3))
+    return np.ascontiguousarray(mask[k0:k1, j0:j1, i0:i1]), (k0, j0, i0)
 
 
 def fingerprint(segmentation: Any, segment_id: str) -> str:
@@ -269,6 +289,28 @@ def same_grid(segmentationNode: Any, volumeNode: Any) -> bool:
     return tuple(reference.GetDimensions()) == tuple(sides) and drift.max() <= _SAME
 
 
+def check_grid(segmentationNode: Any, volumeNode: Any) -> None:
+    """Says that a segmentation lies elsewhere than a volume, or on finer or coarser voxels.
+
+    Raises:
+        SceneError: it does.
+    """
+    if not same_grid(segmentationNode, volumeNode):
+        raise SceneError(
+            f"the segmentation '{segmentationNode.GetName()}' does not lie on the voxels of the volume"
+            f" '{volumeNode.GetName()}'",
+            "Select the volume that it was drawn on, and put both under the same transform; or give the segmentation"
+            " that volume's geometry again in the Segment Editor",
+        )
+
+
+def lattice(segmentation: Any) -> tuple[tuple[int, int, int], tuple[float, float, float]]:
+    """(k, j, i) and the spacing (of i, j and k, mm) of the grid that a segmentation knows, wherever it lies."""
+    reference = _reference(segmentation)
+    i, j, k = reference.GetDimensions()
+    return (k, j, i), reference.GetSpacing()
+
+
 def reference_affine(segmentation: Any) -> NDArray[np.float64]:
     """[4, 4]: (i, j, k) on the segmentation's reference grid, counted from 0, to its own RAS mm."""
     reference = _reference(segmentation)
@@ -281,13 +323,9 @@ def _own_box(image: Any, label: int) -> tuple[NDArray[np.bool_], tuple[int, int,
     """A label's voxels in an image, cut to the box that holds them, and the box's first (k, j, i) in its extent."""
     if image.GetPointData().GetScalars() is None or image.GetNumberOfPoints() == 0:
         return np.zeros((0, 0, 0), bool), (0, 0, 0)
-    inside = view(image) == label
-    if not inside.any():
-        return np.zeros((0, 0, 0), bool), (0, 0, 0)
-    (k0, k1), (j0, j1), (i0, i1) = (_range(inside, axis) for axis in range(3))
+    box, (k, j, i) = cut(view(image) == label)
     extent = image.GetExtent()
-    start = (k0 + extent[4], j0 + extent[2], i0 + extent[0])
-    return np.ascontiguousarray(inside[k0:k1, j0:j1, i0:i1]), start
+    return (box, (k + extent[4], j + extent[2], i + extent[0])) if box.size else (box, (0, 0, 0))
 
 
 def _reference(segmentation: Any) -> Any:

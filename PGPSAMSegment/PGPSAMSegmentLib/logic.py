@@ -13,7 +13,7 @@ from typing import Any
 import slicer
 from slicer.i18n import tr as _
 
-from . import install, runs, scene, suggestions, training
+from . import install, runs, scene, segments, suggestions, training
 from .engine import Engine, Event
 from .nodes import SceneError
 from .parameters import DEFAULT_MODEL, DEFAULT_STEPS
@@ -131,7 +131,7 @@ class SegmentLogic:
 
         Args:
             segmentationNode: where the segments go; None for a new one. Only segments of this module that nobody has
-                edited or checked are replaced.
+                edited, renamed or checked are replaced.
             organs: names; None for all that the model knows.
             model: its name, or its folder.
             device: "auto", "cpu", "cuda:0", ..., as `facts` lists them.
@@ -224,9 +224,11 @@ class SegmentLogic:
         known = next((each for each in self.models if each["name"] == model), None)
         if known is None:
             raise SceneError(_("there is no model '{name}' to start from").format(name=model), _("Select another one"))
+        chosen = training.cases() if cases is None else cases
+        segments.check_names(organ for case in chosen for organ in case.organs)
         out, folder = training.check_name(name, self.models), self._folder()
         request = {"do": "finetune", "name": name, "out": str(out), "iterations": steps, "device": device}
-        request |= training.request(training.cases() if cases is None else cases, folder, known)
+        request |= training.request(chosen, folder, known)
         self._begin(request, runs.AdaptRun(out, folder, onProgress, onDone, onError))
 
     def suggest(

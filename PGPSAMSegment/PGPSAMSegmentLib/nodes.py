@@ -55,6 +55,21 @@ def companion(segmentationNode: Any, role: str) -> Any:
     return segmentationNode.GetNodeReference(role)
 
 
+def is_prompts(node: Any) -> bool:
+    """Whether a segmentation holds the prompts of another one, which the next run writes anew."""
+    return _referenced(node, PROMPTS)
+
+
+def is_confidence(node: Any) -> bool:
+    """Whether a volume is the confidence of a segmentation, and no image."""
+    return _referenced(node, CONFIDENCE)
+
+
+def _referenced(node: Any, role: str) -> bool:
+    results = slicer.util.getNodesByClass("vtkMRMLSegmentationNode", node.GetScene()) if node.GetScene() else []
+    return any(companion(result, role) is node for result in results)
+
+
 def add_companion(segmentationNode: Any, role: str, class_name: str, name: str, volumeNode: Any) -> Any:
     """The node in `role`, made under the volume's transform and in its study where there is none yet."""
     node = companion(segmentationNode, role)

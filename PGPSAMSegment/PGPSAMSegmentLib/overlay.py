@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from vtk.util.numpy_support import vtk_to_numpy
 
 from .grid import ijk_to_ras
-from .nodes import CONFIDENCE, FIRST, PREFIX, SceneError, add_beside, add_companion, companion
+from .nodes import CONFIDENCE, FIRST, PREFIX, SceneError, add_companion, companion
 
 OPACITY = 0.4
 _BEFORE = PREFIX + "foreground"  # a slice view remembers what its foreground was
@@ -36,25 +36,6 @@ def put_confidence(segmentationNode: Any, volumeNode: Any, confidence: NDArray[n
             known = [i for i in _COLORS if volumeNode.GetScene().GetNodeByID(i) is not None]
             if known:
                 display.SetAndObserveColorNodeID(known[0])
-
-
-def put_first(segmentationNode: Any, volumeNode: Any, labels: NDArray[np.uint8], replaced: list[int]) -> None:
-    """Keeps the model's own result in the scene, hidden, so that later corrections can be told from it.
-
-    Args:
-        labels: uint8 [k, j, i], the organs of this run.
-        replaced: ids of the organs of this run; those of earlier runs stay.
-    """
-    node = companion(segmentationNode, FIRST)
-    if node is None:
-        name = f"{segmentationNode.GetName()} first result"
-        node = add_beside(volumeNode, "vtkMRMLLabelMapVolumeNode", name, hidden=True)
-        segmentationNode.SetNodeReferenceID(FIRST, node.GetID())
-    elif node.GetImageData() is not None:
-        earlier = slicer.util.arrayFromVolume(node)
-        labels = np.where((labels == 0) & ~np.isin(earlier, replaced), earlier, labels).astype(np.uint8)
-    with slicer.util.NodeModify(node):
-        _fill(node, volumeNode, labels, vtk.VTK_UNSIGNED_CHAR)
 
 
 def overlay_confidence(segmentationNode: Any, on: bool) -> None:

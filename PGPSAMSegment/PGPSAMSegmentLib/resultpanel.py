@@ -6,7 +6,7 @@ from typing import Any
 
 import slicer
 
-from . import scene
+from . import scene, table
 from .nodes import CONFIDENCE, PROMPTS, TABLE, VOLUME, companion
 from .panel import Panel, slot
 from .parameters import Layers
@@ -26,6 +26,7 @@ class ResultPanel(Panel):
         self._volume: Any = None  # the input volume, whose result is selected when another one is
         self._applied: tuple[Any, ...] = ()
         self._measured: Any = None  # the table whose columns have the width of its figures
+        self._stamp: Any = None  # of the segments that its figures are of
 
     def show_fresh(self, node: Any) -> None:
         """Selects a run's result and shows it as the switches say.
@@ -47,6 +48,7 @@ class ResultPanel(Panel):
         if node is not self._node:
             before, self._node = self._node, node
             self._follow(before, node)
+        self._measure(node)
         self._enable(node)
         self._apply(node)
 
@@ -75,14 +77,22 @@ class ResultPanel(Panel):
             parameters.confidenceOverlay = has_overlay(node)
         self._applied = self._wanted(node)
 
+    def _measure(self, node: Any) -> None:
+        """Follows the user's edits, when he comes back from the Segment Editor, say."""
+        stamp = (node, table.stamp(node)) if node is not None and companion(node, TABLE) is not None else None
+        if stamp != self._stamp:
+            self._stamp = stamp
+            if stamp is not None:
+                table.measure(node)
+
     def _enable(self, node: Any) -> None:
         """Without a segmentation the switches say how the next result will be shown."""
         self.ui.layers.setEnabled(node is None or companion(node, PROMPTS) is not None)
         self.ui.confidenceOverlay.setEnabled(node is None or companion(node, CONFIDENCE) is not None)
-        table = companion(node, TABLE) if node is not None else None
-        self.ui.resultsTable.setMRMLTableNode(table)
-        if table is not self._measured:
-            self._measured = table
+        shown = companion(node, TABLE) if node is not None else None
+        self.ui.resultsTable.setMRMLTableNode(shown)
+        if shown is not self._measured:
+            self._measured = shown
             self.ui.resultsTable.resizeColumnsToContents()
 
     def _apply(self, node: Any) -> None:

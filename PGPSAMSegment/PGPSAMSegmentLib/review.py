@@ -16,8 +16,8 @@ import slicer
 from slicer.i18n import tr as _
 
 from . import segments
-from .grid import reference_affine, segment_box, to_world
-from .nodes import PREFIX, SceneError
+from .grid import ijk_to_ras, reference_affine, same_grid, segment_box
+from .nodes import PREFIX, VOLUME, SceneError
 from .segments import OrganSegment
 
 REVIEW_ATTRIBUTE = PREFIX + "review"
@@ -240,13 +240,19 @@ def position(segmentationNode: Any, item: Item) -> tuple[float, float, float]:
     if box is None:
         raise SceneError(f"the segment of '{item.organ}' is no longer there", "Go on with the next one")
     voxels, start = box
-    at = item.slice - start[item.axis]
+    volume = segmentationNode.GetNodeReference(VOLUME)
+    # The slices are the volume's; the user may have given the segmentation finer voxels since.
+    same = volume is None or volume.GetImageData() is None or same_grid(segmentationNode, volume)
+    at = item.slice - start[item.axis] if same else -1
     inside = np.argwhere(np.take(voxels, [at], item.axis)) if 0 <= at < voxels.shape[item.axis] else np.empty((0, 3))
     centre = inside.mean(axis=0) if len(inside) else (np.array(voxels.shape) - 1) / 2
-    centre = centre + start
-    centre[item.axis] = item.slice
-    world = to_world(segmentationNode) @ reference_affine(segmentation) @ [*centre[::-1], 1.0]
-    return float(world[0]), float(world[1]), float(world[2])
+    own = reference_affine(segmentation)
+    affine = own if same else ijk_to_ras(volume)
+    ijk = np.linalg.solve(affine, own @ [*(centre + start)[::-1], 1.0])
+    ijk[2 - item.axis] = item.slice
+    world = [0.0, 0.0, 0.0]
+    segmentationNode.TransformPointToWorld((affine @ ijk)[:3].tolist(), world)  # through non-linear transforms, too
+    return world[0], world[1], world[2]
 
 
 def _load(segmentationNode: Any) -> dict[str, Any]:

@@ -159,6 +159,8 @@ class SegmentRun(VolumeRun):
             scene.show_partial(self.volume, self.folder / "labels.npy", label_set, self.organs)
         except SceneError as error:  # the run goes on, and its end says what the matter is
             logging.warning("PGPSAMSegment: no preview: %s", error)
+        except Exception:  # a fault of ours: the panel has to hear of the end all the same
+            logging.exception("PGPSAMSegment: no preview")
 
     def finish(self, event: Event) -> Any:
         if self.lost:

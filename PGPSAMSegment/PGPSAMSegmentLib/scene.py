@@ -17,10 +17,9 @@ import numpy as np
 import slicer
 from numpy.typing import NDArray
 
-from . import review, segments
+from . import firstresult, grid, review, segments
 from .grid import (
     SENT,
-    check_volume,
     export_volume,
     full_labelmap,
     has_reference,
@@ -30,8 +29,24 @@ from .grid import (
     shape_of,
     view,
 )
-from .nodes import BINARY, PREFIX, VOLUME, SceneError, add_beside, batch, remove
-from .overlay import overlay_confidence, put_confidence, put_first, withdraw
+from .nodes import (
+    BINARY,
+    COMPANIONS,
+    FIRST,
+    POINTS,
+    PREFIX,
+    PROMPTS,
+    TABLE,
+    VOLUME,
+    SceneError,
+    add_beside,
+    batch,
+    companion,
+    is_confidence,
+    is_prompts,
+    remove,
+)
+from .overlay import overlay_confidence, put_confidence, withdraw
 from .prompts import put_prompts, show
 from .segments import kept
 from .table import put_table
@@ -119,7 +134,7 @@ def show_result(
             result for any other goes beside it, as "liver (2)".
         organs: names of those that were asked for; all of the label set for None.
         folder: where the event's file names lie, the request's "out"; not needed for full paths.
-        overwrite: also replace segments of this module that were edited or checked.
+        overwrite: also replace segments of this module that were edited or checked, but not those renamed.
         replace: IDs of segments of the user's own that may be replaced by the organ whose name they bear.
         history: remembers the run, so that it can be undone.
 
@@ -127,41 +142,56 @@ def show_result(
         The segmentation node.
 
     Raises:
-        SceneError: the volume or the segmentation cannot take the result, or a file of it cannot be read; the
-            scene then is as it was.
+        SceneError: the volume or the segmentation cannot take the result, or a file of it cannot be read. After this
+            or any other error the scene is as it was.
     """
     check_volume(volumeNode)
     check_target(segmentationNode, volumeNode)
     run = _Run(volumeNode, result, Path(folder), organs)
+    history = history or RunHistory()
     with batch(volumeNode.GetScene()):
         discard_partial(volumeNode)
         if segmentationNode is None:
             segmentationNode = _add_segmentation(volumeNode, f"{volumeNode.GetName()} segmentation")
-            if history:
-                history.made(segmentationNode)
+            history.made(segmentationNode)
         else:
-            _adopt_geometry(segmentationNode, volumeNode)
-            if history:
-                history.before(segmentationNode)
-        segmentationNode.SetNodeReferenceID(VOLUME, volumeNode.GetID())
-        with slicer.util.NodeModify(segmentationNode):
-            written = segments.put_organs(
-                segmentationNode.GetSegmentation(),
-                run.labels,
-                ijk_to_ras(volumeNode),
-                run.organs,
-                run.model,
-                overwrite,
-                replace,
-            )
-            put_prompts(segmentationNode, volumeNode, run.regions, run.points, run.organs)
-            put_confidence(segmentationNode, volumeNode, run.confidence)
-            put_first(segmentationNode, volumeNode, run.labels, [organ["id"] for organ in run.organs])
-            review.build(segmentationNode, written)
-            put_table(segmentationNode, volumeNode, run.figures, review.slices_to_check(segmentationNode, written))
-    if history:
-        history.after(segmentationNode)
+            _follow_transform(segmentationNode, volumeNode)
+            history.before(segmentationNode)
+        try:
+            with slicer.util.NodeModify(segmentationNode):
+                _put(run, segmentationNode, volumeNode, overwrite, replace)
+        except Exception:
+            history.undo(force=True)
+            raise
+    history.after(segmentationNode)
     return segmentationNode
+
+
+def _put(run: _Run, segmentationNode: Any, volumeNode: Any, overwrite: bool, replace: Iterable[str]) -> None:
+    """Writes all of a run's result."""
+    segmentation = segmentationNode.GetSegmentation()
+    if not segmentation.GetNumberOfSegments() or segmentationNode.GetNodeReference(VOLUME) not in (None, volumeNode):
+        _begin_anew(segmentationNode, volumeNode)
+    _adopt_geometry(segmentationNode, volumeNode)
+    segmentationNode.SetNodeReferenceID(VOLUME, volumeNode.GetID())
+    affine = ijk_to_ras(volumeNode)
+    written = segments.put_organs(segmentation, run.labels, affine, run.organs, run.model, overwrite, replace)
+    put_prompts(segmentationNode, volumeNode, run.regions, run.points, run.organs)
+    put_confidence(segmentationNode, volumeNode, run.confidence)
+    firstresult.keep(segmentationNode, volumeNode, [organ["name"] for organ in run.organs])
+    review.build(segmentationNode, written)
+    put_table(segmentationNode, volumeNode, run.figures, review.slices_to_check(segmentationNode, written))
+
+
+def check_volume(volumeNode: Any) -> None:
+    """Says why a volume cannot be segmented.
+
+    Raises:
+        SceneError: as `grid.check_volume`, or it is the confidence map of a result.
+    """
+    grid.check_volume(volumeNode)
+    if is_confidence(volumeNode):
+        raise SceneError(f"'{volumeNode.GetName()}' is a confidence map, not an image", "Select the CT that it is of")
 
 
 def check_unchanged(volumeNode: Any, folder: str | Path) -> None:
@@ -182,14 +212,16 @@ def check_target(segmentationNode: Any, volumeNode: Any) -> None:
     """Says why a segmentation cannot take results of this volume; None, for a new one, always can.
 
     Raises:
-        SceneError: it is not in the scene, holds surfaces or contours, lies elsewhere than the volume, or holds
-            results of another volume.
+        SceneError: it is not in the scene, holds prompts, surfaces or contours, lies elsewhere than the volume, or
+            holds results of another volume.
     """
     if segmentationNode is None:
         return
     name = f"the segmentation '{segmentationNode.GetName()}'"
     if segmentationNode.GetScene() is None:
         raise SceneError(f"{name} is no longer in the scene", "Select another one, or a new one")
+    if is_prompts(segmentationNode):
+        raise SceneError(f"{name} holds the prompts of another segmentation", "Select that segmentation, or a new one")
     segmentation = segmentationNode.GetSegmentation()
     if not segmentation.GetNumberOfSegments():
         return
@@ -266,7 +298,7 @@ def _load(path: str | Path, shape: tuple[int, int, int]) -> NDArray[Any]:
     """An array [k, j, i] that was exchanged with the engine, which must lie on the volume's grid."""
     try:
         array: NDArray[Any] = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise SceneError(f"the engine's result cannot be read: {path} ({error})", "Segment again") from error
     if array.shape != shape:
         raise SceneError(
@@ -301,6 +333,33 @@ def _adopt_geometry(segmentationNode: Any, volumeNode: Any) -> None:
         segmentationNode.SetReferenceImageGeometryParameterFromVolumeNode(volumeNode)
     if segmentationNode.GetDisplayNode() is None:
         segmentationNode.CreateDefaultDisplayNodes()
+
+
+def _follow_transform(segmentationNode: Any, volumeNode: Any) -> None:
+    """Puts all that comes with a result under the volume's transform, which may be another one since the last run."""
+    prompts, transform = companion(segmentationNode, PROMPTS), volumeNode.GetTransformNodeID()
+    # Where they lie right under a transform that the volume lacks, it was hardened into the volume.
+    hardened = transform is None and prompts is not None and same_grid(prompts, volumeNode)
+    for role in COMPANIONS:
+        node = companion(segmentationNode, role)
+        if node is None or not node.IsA("vtkMRMLTransformableNode") or node.GetTransformNodeID() == transform:
+            continue
+        if hardened:
+            node.HardenTransform()
+        node.SetAndObserveTransformNodeID(transform)
+
+
+def _begin_anew(segmentationNode: Any, volumeNode: Any) -> None:
+    """Empties what came with earlier results: they have gone, or were those of another volume."""
+    prompts, points, figures = (companion(segmentationNode, role) for role in (PROMPTS, POINTS, TABLE))
+    if prompts is not None:
+        segments.remove_untouched(prompts.GetSegmentation())
+        prompts.SetReferenceImageGeometryParameterFromVolumeNode(volumeNode)
+    if points is not None:
+        points.RemoveAllControlPoints()
+    if figures is not None:
+        figures.RemoveAllColumns()
+    remove([companion(segmentationNode, FIRST)])
 
 
 def _add_preview(volumeNode: Any, organs: Sequence[dict[str, Any]]) -> Any:

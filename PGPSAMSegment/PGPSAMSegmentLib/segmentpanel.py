@@ -9,6 +9,7 @@ from slicer.i18n import tr as _
 
 from . import scene
 from .engine import Event
+from .nodes import VOLUME
 from .panel import JobPanel, JobView, duration, progress, sentence, slot
 
 
@@ -98,9 +99,15 @@ class SegmentPanel(JobPanel):
 
     @slot
     def onUndo(self) -> None:
-        self.parameters.outputSegmentation = self.logic.undo()
-        self.view.tell(_("The last run was undone."))
-        self.host.say(_("The last run was undone."))
+        parameters, undone = self.parameters, self.logic.history.last
+        name, volume = undone.GetName(), undone.GetNodeReference(VOLUME)
+        selected = undone is parameters.outputSegmentation
+        left = self.logic.undo()
+        if selected or (left is not None and volume is parameters.inputVolume):
+            parameters.outputSegmentation = left
+        text = _("The last run was undone: '{name}'.").format(name=name)
+        self.view.tell(text)
+        self.host.say(text)
         self.host.refresh()
 
     def _on_progress(self, event: Event) -> None:
@@ -111,6 +118,9 @@ class SegmentPanel(JobPanel):
         text = _("{found} of {total} organs found in {time} on {device}.")
         seconds = duration(time.monotonic() - self._began)
         text = text.format(found=len(found), total=len(event["organs"]), time=seconds, device=event["device"])
+        volume = node.GetNodeReference(VOLUME)
+        if volume is not self.parameters.inputVolume:  # the user has gone on to another one
+            text = f"'{volume.GetName()}': {text}"
         kept = ", ".join(f"'{name}'" for _id, name in scene.kept(node.GetSegmentation(), found))
         if kept:
             text += " " + _("Your own work stays, and the result is beside it: {names}.").format(names=kept)

@@ -1,6 +1,6 @@
 """Organs into a segmentation: our own segments, marked by tags, and never anybody else's.
 
-A segment is *ours* if it carries our organ tag, and *untouched* while its voxels are those that we wrote and
+A segment is *ours* if it carries our organ tag, and *untouched* while voxels and name are those that we wrote and
 nobody has set its status. Only untouched segments of ours are ever replaced, unless the caller names others. All
 organs of one run share one labelmap layer of their own, so that no other layer is rewritten.
 """
@@ -8,9 +8,11 @@ organs of one run share one labelmap layer of their own, so that no other layer 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import slicer
@@ -19,13 +21,15 @@ from numpy.typing import NDArray
 
 from . import terminology
 from .grid import fingerprint, labelmap, view
-from .nodes import BINARY, PREFIX
+from .nodes import BINARY, PREFIX, SceneError
 
 ORGAN_TAG = PREFIX + "organ"
 LABEL_TAG = PREFIX + "label"
 MODEL_TAG = PREFIX + "model"
 CONTENT_TAG = PREFIX + "content"
+SIGN_TAG = PREFIX + "sign"
 SLICES_TAG = PREFIX + "slices"
+_NOT_KEPT = re.compile(r'["|\x00-\x1f]')  # what tags and tables lose when Slicer saves and loads them
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class OrganSegment:
         name: what the user reads, such as "liver" or "liver (2)".
         organ: the model's organ.
         label: the model's id of it.
-        untouched: voxels and status are as we left them.
+        untouched: voxels, name and status are as we left them.
         axis: which axis of [k, j, i] is the axial one.
         slice_confidence: index along that axis -> mean confidence, 0..1.
     """
@@ -49,6 +53,20 @@ class OrganSegment:
     untouched: bool
     axis: int
     slice_confidence: dict[int, float]
+
+
+def check_names(organs: Iterable[str]) -> None:
+    """Says that an organ's name would not be the same after saving and loading a scene.
+
+    Raises:
+        SceneError: it would not.
+    """
+    for organ in organs:
+        if _NOT_KEPT.search(organ):
+            raise SceneError(
+                f"a saved scene does not keep the organ name {organ!r}",
+                'Rename the segment without double quotes, "|", tabs and line breaks',
+            )
 
 
 def tag(segment: Any, name: str) -> str:
@@ -81,13 +99,22 @@ def describe(segmentation: Any, segment_id: str) -> OrganSegment:
 
 
 def is_untouched(segmentation: Any, segment_id: str) -> bool:
-    """Whether a segment is ours, and as we wrote it: not edited, not marked as in progress, checked or flagged."""
+    """Whether a segment is as we wrote it: not edited, renamed or a copy, not in progress, checked or flagged."""
     segment = segmentation.GetSegment(segment_id)
     logic = slicer.vtkSlicerSegmentationsModuleLogic
     if logic.GetSegmentStatus(segment) != logic.NotStarted:
         return False
     content = tag(segment, CONTENT_TAG)
-    return bool(content) and content == fingerprint(segmentation, segment_id)
+    if not content or _is_renamed(segmentation, segment_id):
+        return False
+    return content == fingerprint(segmentation, segment_id)
+
+
+def remove_untouched(segmentation: Any) -> None:
+    """Removes all of our segments that are as we wrote them."""
+    for organ in ours(segmentation):
+        if organ.untouched:
+            segmentation.RemoveSegment(organ.segment_id)
 
 
 def kept(segmentation: Any, organs: Iterable[str]) -> list[tuple[str, str]]:
@@ -118,7 +145,7 @@ def put_organs(
         affine: [4, 4], (i, j, k) to the segmentation's own RAS mm.
         organs: {"id", "name", "color", "snomed", "axis", "slice_confidence"} each. An organ without voxels gets
             no segment; an untouched one of an earlier run is removed.
-        overwrite: our own segments are replaced even if they were edited.
+        overwrite: our own segments are replaced even if they were edited, but not if they were renamed.
         replace: IDs of segments, of whomever, that are to be replaced if they bear an organ's name.
     """
     layer = labelmap(labels, affine)
@@ -148,18 +175,22 @@ def put_regions(
     affine: NDArray[np.float64],
     organs: Sequence[dict[str, Any]],
 ) -> None:
-    """Writes one segment per organ with the region its prompt attended to; earlier ones of these organs go."""
+    """Writes one segment per organ with the region its prompt attended to; untouched ones of these organs go."""
     layer = labelmap(regions, affine)
     found = _present(layer)
-    names = {organ["name"] for organ in organs}
-    for segment_id in ids(segmentation):
-        if tag(segmentation.GetSegment(segment_id), ORGAN_TAG) in names:
-            segmentation.RemoveSegment(segment_id)
+    leaving = {segment_id for organ in organs for segment_id in _slots(segmentation, organ["name"], False, set())}
+    for segment_id in leaving:
+        _empty(segmentation, segment_id, leaving)
+    for segment_id in leaving:
+        segmentation.RemoveSegment(segment_id)
+    written = {}
     for organ in organs:
         if organ["id"] in found:
             # An attended region is no anatomy, so it does not claim the organ's codes.
-            segment_id = _write(segmentation, layer, {**organ, "snomed": None}, None)
-            segmentation.GetSegment(segment_id).SetTag(ORGAN_TAG, organ["name"])
+            written[_write(segmentation, layer, {**organ, "snomed": None}, None)] = organ["name"]
+    for segment_id, name in written.items():
+        segmentation.GetSegment(segment_id).SetTag(ORGAN_TAG, name)
+        _sign(segmentation, segment_id)
 
 
 def new_segment(layer: Any, organ: dict[str, Any]) -> Any:
@@ -176,8 +207,11 @@ def new_segment(layer: Any, organ: dict[str, Any]) -> Any:
 
 
 def add(segmentation: Any, segment: Any, name: str) -> str:
-    """Adds a segment under an ID made from `name`, and returns the ID."""
-    segment_id = str(segmentation.GenerateUniqueSegmentID(name.replace(" ", "_")))
+    """Adds a segment under an ID made from `name`, and returns the ID.
+
+    The ID is plain, as Slicer writes it unescaped into the scene's file: a scene with "&" in one is never read again.
+    """
+    segment_id = str(segmentation.GenerateUniqueSegmentID(re.sub(r"[^A-Za-z0-9_.-]", "_", name)))
     segmentation.AddSegment(segment, segment_id)
     segment.Modified()  # AddSegment alone does not observe the layer of the last segment that was added
     return segment_id
@@ -194,7 +228,8 @@ def _slots(segmentation: Any, organ: str, overwrite: bool, replace: set[str]) ->
     for segment_id in ids(segmentation):
         segment = segmentation.GetSegment(segment_id)
         mine = tag(segment, ORGAN_TAG) == organ
-        if (mine and (overwrite or is_untouched(segmentation, segment_id))) or (
+        again = overwrite and not _is_renamed(segmentation, segment_id)
+        if (mine and (again or is_untouched(segmentation, segment_id))) or (
             segment_id in replace and (mine or segment.GetName().lower() == organ.lower())
         ):
             slots.append(segment_id)
@@ -210,7 +245,10 @@ def _empty(segmentation: Any, segment_id: str, leaving: set[str]) -> None:
 
 
 def _write(segmentation: Any, layer: Any, organ: dict[str, Any], slot: str | None) -> str:
-    """Puts one organ into a segment that exists, whose name, colour and visibility stay, or into a new one."""
+    """Puts one organ into a new segment, or into one that exists, whose name, colour and visibility stay.
+
+    The terminology of one of ours stays as well, as the user may have chosen another.
+    """
     if slot is None:
         segment = new_segment(layer, organ)
         segment.SetName(_free_name(segmentation, organ["name"]))
@@ -219,7 +257,8 @@ def _write(segmentation: Any, layer: Any, organ: dict[str, Any], slot: str | Non
     segment.RemoveAllRepresentations()
     segment.AddRepresentation(BINARY, layer)
     segment.SetLabelValue(organ["id"])
-    segment.SetTag(segment.GetTerminologyEntryTagName(), terminology.entry_for(organ.get("snomed")))
+    if not tag(segment, ORGAN_TAG):
+        segment.SetTag(segment.GetTerminologyEntryTagName(), terminology.entry_for(organ.get("snomed")))
     segment.RemoveTag(slicer.vtkSlicerSegmentationsModuleLogic.GetStatusTagName())
     return slot
 
@@ -231,7 +270,25 @@ def _mark(segmentation: Any, segment_id: str, organ: dict[str, Any], model: str)
     segment.SetTag(LABEL_TAG, str(organ["id"]))
     segment.SetTag(MODEL_TAG, model)
     segment.SetTag(SLICES_TAG, json.dumps({"axis": organ["axis"], "confidence": confidence}, separators=(",", ":")))
+    _sign(segmentation, segment_id)
+
+
+def _sign(segmentation: Any, segment_id: str) -> None:
+    """Notes what is left to the user, to know later whether it is still that."""
+    segment = segmentation.GetSegment(segment_id)
     segment.SetTag(CONTENT_TAG, fingerprint(segmentation, segment_id))
+    segment.SetTag(SIGN_TAG, _signature(segment, segment_id))
+
+
+def _signature(segment: Any, segment_id: str) -> str:
+    return quote(f"{segment_id} {segment.GetName()}")  # a tag of a saved segment cannot hold "|"
+
+
+def _is_renamed(segmentation: Any, segment_id: str) -> bool:
+    """Whether a segment of ours has another name than we gave it, or is a copy: then the user means to keep it."""
+    segment = segmentation.GetSegment(segment_id)
+    sign = tag(segment, SIGN_TAG)  # earlier versions have written none
+    return bool(sign) and sign != _signature(segment, segment_id)
 
 
 def _free_name(segmentation: Any, name: str) -> str:

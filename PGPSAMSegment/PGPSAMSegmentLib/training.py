@@ -7,6 +7,7 @@ corrected result of ours, the slices that were corrected. The mark and the volum
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +15,14 @@ from typing import Any
 
 import slicer
 
-from . import corrections, segments, table
+from . import corrections, firstresult, segments, table
 from .enginefolder import default_folder
-from .grid import check_volume, has_reference, same_grid
-from .nodes import PREFIX, SceneError
+from .grid import check_grid, check_volume, has_reference, voxels_of
+from .nodes import PREFIX, SceneError, is_prompts
 
 TRAIN = PREFIX + "train"
 TRAIN_VOLUME = PREFIX + "trainVolume"
+TRAIN_VOXELS = PREFIX + "trainVoxels"  # attribute: the volume's, as it was when the case was added
 DRAWN, CORRECTED = "drawn", "corrected"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -42,9 +44,13 @@ class Case:
     def organs(self) -> set[str]:
         """Names of the organs that are known here, those that are known to be absent included.
 
-        For an absent organ stands a segment without voxels, or its line in the table of our result.
+        For an absent organ stands a segment without voxels, or its line in the table of our result; or our segment
+        was removed.
         """
-        return set(_segments(self.segmentation)) | (set(table.rows(self.segmentation)) if self.corrected else set())
+        drawn = set(_segments(self.segmentation))
+        if not self.corrected:
+            return drawn
+        return drawn | set(table.rows(self.segmentation)) | firstresult.organs(self.segmentation)
 
 
 def models_folder() -> Path:
@@ -64,22 +70,22 @@ def add(segmentationNode: Any, volumeNode: Any, corrected: bool = False) -> None
     name = segmentationNode.GetName()
     if not _segments(segmentationNode):
         raise SceneError(f"the segmentation '{name}' has no segments", "Draw the organs in a few slices first")
-    if not same_grid(segmentationNode, volumeNode):
-        raise SceneError(
-            f"the segmentation '{name}' does not lie on the voxels of the volume '{volumeNode.GetName()}'",
-            "Select the volume that it was drawn on, and put both under the same transform",
-        )
-    if corrected and not _changed(segmentationNode):
+    if is_prompts(segmentationNode):
+        raise SceneError(f"'{name}' holds prompts of a result, not organs", "Select the segmentation itself")
+    _check(segmentationNode, volumeNode, corrected)
+    if corrected and not corrections.corrected_slices(segmentationNode)[0]:
         raise SceneError(f"nothing was corrected in '{name}' yet", "Correct a few slices in the Segment Editor first")
     if not has_reference(segmentationNode.GetSegmentation()):  # made from a label map
         segmentationNode.SetReferenceImageGeometryParameterFromVolumeNode(volumeNode)
     segmentationNode.SetNodeReferenceID(TRAIN_VOLUME, volumeNode.GetID())
     segmentationNode.SetAttribute(TRAIN, CORRECTED if corrected else DRAWN)
+    segmentationNode.SetAttribute(TRAIN_VOXELS, voxels_of(volumeNode))
 
 
 def remove(segmentationNode: Any) -> None:
     """Takes the mark off."""
     segmentationNode.RemoveAttribute(TRAIN)
+    segmentationNode.RemoveAttribute(TRAIN_VOXELS)
     segmentationNode.SetNodeReferenceID(TRAIN_VOLUME, None)
 
 
@@ -133,7 +139,11 @@ def request(chosen: Sequence[Case], folder: Path, model: dict[str, Any]) -> dict
     goes_on = organs == set(known)
     names = known if goes_on else dict.fromkeys(name for case in chosen for name in _segments(case.segmentation))
     ids = {name: known[name]["id"] if goes_on else number for number, name in enumerate(names, 1)}
-    written = [_write(case, folder / str(number), ids) for number, case in enumerate(chosen)]
+    try:
+        written = [_write(case, folder / str(number), ids) for number, case in enumerate(chosen)]
+    except SceneError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     drawn = {organ["id"]: organ for case in written for organ in case.pop("organs")}
     labels = list(known.values()) if goes_on else [drawn[number] for number in sorted(drawn)]
     start = {"start_from": model["name"], "method": model["method"]} if goes_on else {}
@@ -154,18 +164,32 @@ def _common_organs(chosen: Sequence[Case]) -> set[str]:
 
 
 def _write(case: Case, folder: Path, ids: dict[str, int]) -> dict[str, Any]:
-    slices, axis = [], 0
-    if case.corrected:
-        found = corrections.corrected_slices(case.segmentation, case.volume, folder)
-        if not found:
-            name = case.segmentation.GetName()
-            raise SceneError(f"nothing was corrected in '{name}'", "Correct a few slices, or remove it from the cases")
-        slices, axis = found[0]["slices"], found[0]["slices_axis"]
+    _check(case.segmentation, case.volume, case.corrected, case.segmentation.GetAttribute(TRAIN_VOXELS))
+    slices, axis = corrections.corrected_slices(case.segmentation) if case.corrected else ([], 0)
+    if case.corrected and not slices:
+        name = case.segmentation.GetName()
+        raise SceneError(f"nothing was corrected in '{name}'", "Correct a few slices, or remove it from the cases")
     labels = {segment_id: ids[name] for name, segment_id in _segments(case.segmentation).items()}
     written = corrections.training_case(case.segmentation, case.volume, labels, slices, axis, folder)
     if not case.corrected:
         del written["slices"]  # the engine then takes those that show an organ
     return written
+
+
+def _check(segmentationNode: Any, volumeNode: Any, corrected: bool, voxels: str | None = None) -> None:
+    """That a segmentation still lies on its volume's voxels, and that these are the ones that it was made on.
+
+    Args:
+        voxels: of the volume as it was when the case was added; None in scenes of earlier versions.
+    """
+    check_volume(volumeNode)
+    check_grid(segmentationNode, volumeNode)
+    made_on = firstresult.volumes(segmentationNode) if corrected else set()
+    if (made_on | ({voxels} if voxels else set())) - {voxels_of(volumeNode)}:
+        raise SceneError(
+            f"the volume '{volumeNode.GetName()}' does not show what '{segmentationNode.GetName()}' was made on",
+            "Show the same frame of the sequence again; or segment this one, and correct that result",
+        )
 
 
 def _segments(segmentationNode: Any) -> dict[str, str]:
@@ -178,7 +202,3 @@ def _segments(segmentationNode: Any) -> dict[str, str]:
         if organ not in found or segments.is_untouched(segmentation, found[organ]):
             found[organ] = segment_id
     return found
-
-
-def _changed(segmentationNode: Any) -> bool:
-    return any(change.changed for change in corrections.changes(segmentationNode))

@@ -20,17 +20,23 @@ from .review import REVIEW_ATTRIBUTE
 
 DEPTH = 3  # each run keeps a copy of the segmentation
 
+_GEOMETRY = slicer.vtkSegmentationConverter.GetReferenceImageGeometryParameterName()
+
 
 @dataclass
 class _Run:
-    """The state of a segmentation before a run; `histories` is empty if the run made the segmentation."""
+    """The state of a segmentation before a run; `histories` is empty if the run made the segmentation.
+
+    `place` is where an empty one lay; others keep their place.
+    """
 
     node: Any
     histories: list[Any]
     copies: dict[str, Any]
     volume: str | None
+    place: tuple[str | None, str | None, str] | None
     review: str | None
-    after: dict[str, str]
+    after: list[dict[str, str]]
 
 
 class RunHistory:
@@ -44,34 +50,45 @@ class RunHistory:
         self._runs = [run for run in self._runs if run.node.GetScene() is not None]
         return bool(self._runs)
 
+    @property
+    def last(self) -> Any:
+        """The segmentation of the latest run.
+
+        Raises:
+            SceneError: nothing to undo.
+        """
+        if not self.can_undo:
+            raise SceneError("there is no run to undo", "Segments can be removed by hand in the Segment Editor")
+        return self._runs[-1].node
+
     def before(self, segmentationNode: Any) -> None:
         """Remembers a segmentation that a run is about to change."""
         histories = []
-        for node in (segmentationNode, companion(segmentationNode, PROMPTS)):
-            if node is not None:
-                history = slicer.vtkSegmentationHistory()
-                history.SetSegmentation(node.GetSegmentation())
-                history.SaveState()
-                histories.append(history)
+        for node in _parts(segmentationNode):
+            history = slicer.vtkSegmentationHistory()
+            history.SetSegmentation(node.GetSegmentation())
+            history.SaveState()
+            histories.append(history)
         copies = {role: _copy(companion(segmentationNode, role)) for role in (POINTS, CONFIDENCE, TABLE, FIRST)}
         copies[PROMPTS] = companion(segmentationNode, PROMPTS)
         review = segmentationNode.GetAttribute(REVIEW_ATTRIBUTE)
         volume = segmentationNode.GetNodeReferenceID(VOLUME)
-        self._push(_Run(segmentationNode, histories, copies, volume, review, {}))
+        place = None if segmentationNode.GetSegmentation().GetNumberOfSegments() else _place(segmentationNode)
+        self._push(_Run(segmentationNode, histories, copies, volume, place, review, []))
 
     def made(self, segmentationNode: Any) -> None:
         """Remembers that a run made this segmentation."""
-        self._push(_Run(segmentationNode, [], {}, None, None, {}))
+        self._push(_Run(segmentationNode, [], {}, None, None, None, []))
 
     def after(self, segmentationNode: Any) -> None:
         """Notes what the run left, to know at undo whether anybody has changed it since."""
-        self._runs[-1].after = _contents(segmentationNode)
+        self._runs[-1].after = [_contents(node) for node in _parts(segmentationNode)]
 
     def undo(self, force: bool = False) -> Any:
         """Takes back the latest run.
 
         Args:
-            force: take back also what was edited by hand since.
+            force: take back also what was edited or made by hand since.
 
         Returns:
             The segmentation, or None if the run had made it and nothing of the user's is in it.
@@ -79,48 +96,73 @@ class RunHistory:
         Raises:
             SceneError: nothing to undo, or segments were edited since.
         """
-        if not self.can_undo:
-            raise SceneError("there is no run to undo", "Segments can be removed by hand in the Segment Editor")
-        run = self._runs[-1]
-        if run.histories and not force and _contents(run.node) != run.after:
+        node, run = self.last, self._runs[-1]
+        now = zip(_parts(node), run.after, strict=False)  # the prompts may have been removed by hand
+        edited = [part.GetName() for part, left in now if _contents(part) != left]
+        if run.histories and not force and edited:
             raise SceneError(
-                f"'{run.node.GetName()}' was edited after the run, and undoing the run would lose that",
+                f"'{edited[0]}' was edited after the run, and undoing the run would lose that",
                 "Undo the edits in the Segment Editor first, or remove single segments by hand",
             )
         self._runs.pop()
+        if not run.histories and force:
+            _remove(node, COMPANIONS)
+            remove([node])
+            return None
         if not run.histories:
-            return remove_result(run.node)
+            return remove_result(node)
+        if run.place is not None:
+            _put_back(node, run.place)
         for history in run.histories:
             history.RestorePreviousState()
         for role, copy in run.copies.items():
-            _restore(run.node, role, copy)
-        run.node.SetNodeReferenceID(VOLUME, run.volume)
+            _restore(node, role, copy)
+        node.SetNodeReferenceID(VOLUME, run.volume)
         if run.review is None:
-            run.node.RemoveAttribute(REVIEW_ATTRIBUTE)
+            node.RemoveAttribute(REVIEW_ATTRIBUTE)
         else:
-            run.node.SetAttribute(REVIEW_ATTRIBUTE, run.review)
-        return run.node
+            node.SetAttribute(REVIEW_ATTRIBUTE, run.review)
+        return node
 
     def _push(self, run: _Run) -> None:
         self._runs = [*self._runs[1 - DEPTH :], run]
 
 
 def remove_result(segmentationNode: Any) -> Any:
-    """Removes what this module put into a segmentation and beside it; segments that the user edited or made stay.
+    """Removes what this module put into a segmentation and beside it; what the user edited, named or made stays.
 
     Returns:
         The segmentation, or None if nothing was left in it and it was removed as well.
     """
-    _remove(segmentationNode, COMPANIONS)
-    segmentation = segmentationNode.GetSegmentation()
-    for organ in segments.ours(segmentation):
-        if organ.untouched:
-            segmentation.RemoveSegment(organ.segment_id)
+    for node in _parts(segmentationNode):
+        segments.remove_untouched(node.GetSegmentation())
+    prompts = companion(segmentationNode, PROMPTS)
+    worked_on = prompts is not None and prompts.GetSegmentation().GetNumberOfSegments()
+    _remove(segmentationNode, [role for role in COMPANIONS if role != PROMPTS or not worked_on])
     segmentationNode.RemoveAttribute(REVIEW_ATTRIBUTE)
-    if segmentation.GetNumberOfSegments():
+    if segmentationNode.GetSegmentation().GetNumberOfSegments():
         return segmentationNode
     remove([segmentationNode])
     return None
+
+
+def _parts(segmentationNode: Any) -> list[Any]:
+    """The segmentation, and that of its prompts."""
+    return [node for node in (segmentationNode, companion(segmentationNode, PROMPTS)) if node is not None]
+
+
+def _place(segmentationNode: Any) -> tuple[str | None, str | None, str]:
+    """Where a segmentation lies: IDs of its transform and of its reference volume, and its reference geometry."""
+    volume = segmentationNode.GetNodeReferenceID(segmentationNode.GetReferenceImageGeometryReferenceRole())
+    geometry = segmentationNode.GetSegmentation().GetConversionParameter(_GEOMETRY)
+    return segmentationNode.GetTransformNodeID(), volume, geometry
+
+
+def _put_back(segmentationNode: Any, place: tuple[str | None, str | None, str]) -> None:
+    transform, volume, geometry = place
+    segmentationNode.SetAndObserveTransformNodeID(transform)
+    segmentationNode.SetNodeReferenceID(segmentationNode.GetReferenceImageGeometryReferenceRole(), volume)
+    segmentationNode.GetSegmentation().SetConversionParameter(_GEOMETRY, geometry)
 
 
 def _contents(segmentationNode: Any) -> dict[str, str]:
@@ -142,7 +184,10 @@ def _restore(segmentationNode: Any, role: str, copy: Any) -> None:
     node = companion(segmentationNode, role)
     if copy is None:
         _remove(segmentationNode, [role])
-    elif node is not None and node is not copy:
+    elif node is None or node.GetClassName() != copy.GetClassName():  # an earlier version kept another kind of node
+        remove([node])
+        segmentationNode.SetNodeReferenceID(role, segmentationNode.GetScene().AddNode(copy).GetID())
+    elif node is not copy:
         node.CopyContent(copy, not node.IsA("vtkMRMLVolumeNode"))
 
 

@@ -306,6 +306,13 @@ def test_other_requirements_ask_for_a_repair(tmp_path):
     assert install.status(folder).why == "it was installed for another version of this extension: repair it"
 
 
+@pytest.mark.parametrize("text", ["{}", "[]", "null", '{"python": 1}', "half a fi", '"python"'])
+def test_a_marker_of_another_shape_asks_for_a_repair(tmp_path, text):
+    (tmp_path / "engine.json").write_text(text)
+    found = install.status(tmp_path)
+    assert (found.state, found.why[:26]) == ("broken", "its marker cannot be read ")
+
+
 def test_the_requirements_are_those_of_the_engine():
     pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     found = re.search(r"^dependencies = (\[.*?^\])", pyproject, re.MULTILINE | re.DOTALL)

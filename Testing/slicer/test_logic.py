@@ -396,6 +396,19 @@ def test_cases_of_different_organs_are_refused(host, make_logic):
     assert end.result
 
 
+@pytest.mark.parametrize("name", ['the "duct"', "liver|left", "liver\tleft", "liver\nleft"])
+def test_an_organ_name_that_a_scene_would_not_keep_is_refused_before_training(host, make_logic, models, name):
+    logic, volume = make_logic(), add_volume(host)
+    greeted(logic)
+    training.add(drawn(host, volume, "liver", name), volume)
+    with pytest.raises(SceneError, match="a saved scene does not keep the organ name") as caught:
+        logic.adapt("mine")
+    assert caught.value.hint.startswith("Rename the segment")
+    assert "\n" not in str(caught.value)
+    assert not logic.busy
+    assert not (models / "mine").exists()
+
+
 def test_a_segmentation_of_another_volume_is_no_case(host, make_logic):
     volume, other = add_volume(host), add_volume(host, shape=(4, 5, 6), name="other")
     node = drawn(host, volume, "liver")

@@ -80,6 +80,18 @@ def test_the_button_says_what_is_missing(bench, host):
     assert bench.ui.hintLabel.text() == "Load a CT and select it as the input volume."
 
 
+def test_a_confidence_map_never_becomes_the_input_by_itself(bench, host):
+    node = bench.segment()
+    slicer.mrmlScene.RemoveNode(bench.volume)
+    assert nodes.companion(node, nodes.CONFIDENCE).GetScene() is not None
+    assert bench.parameters.inputVolume is bench.ui.inputVolume.currentNode() is None
+    assert bench.ui.hintLabel.text() == "Load a CT and select it as the input volume."
+    volume = add_volume(host, name="next")
+    bench.widget.enter()
+    assert bench.parameters.inputVolume is bench.ui.inputVolume.currentNode() is volume
+    assert names(bench.segment()) == ["liver", "spleen"]
+
+
 # ------------------------------------------------------------------------------------------------- the other controls
 
 
@@ -187,9 +199,24 @@ def test_the_last_run_can_be_undone(bench):
     bench.segment()
     assert bench.ui.undoButton.isEnabled()
     bench.ui.undoButton.click()
+    assert bench.status == "The last run was undone: 'CT segmentation'."
     assert segmentations() == []
     assert bench.parameters.outputSegmentation is None
     assert not bench.ui.undoButton.isEnabled()
+
+
+def test_undo_while_another_volume_is_selected_leaves_its_output(bench, host):
+    first, other = bench.segment(), add_volume(host, name="next")
+    bench.ui.inputVolume.setCurrentNode(other)
+    second = bench.segment()
+    bench.segment()
+    bench.ui.inputVolume.setCurrentNode(bench.volume)
+    for there in (True, False):  # the second run on "next", and the one that made its result
+        bench.ui.undoButton.click()
+        assert bench.status == "The last run was undone: 'next segmentation'."
+        assert (bench.parameters.outputSegmentation is first, second.GetScene() is not None) == (True, there)
+    bench.ui.inputVolume.setCurrentNode(other)
+    assert bench.parameters.outputSegmentation is None
 
 
 def test_an_undo_that_would_lose_edits_says_so(bench):
@@ -337,7 +364,7 @@ def test_a_result_that_comes_while_another_volume_is_selected_waits_for_its_own(
     bench.ui.inputVolume.setCurrentNode(add_volume(host, name="next"))
     (bench.models.parent / "go on").touch()
     bench.wait_idle()
-    assert "2 of 2 organs found" in bench.status
+    assert bench.status.startswith("'CT': 2 of 2 organs found")
     assert bench.parameters.outputSegmentation is None
     bench.ui.inputVolume.setCurrentNode(volume)
     assert names(bench.parameters.outputSegmentation) == ["liver", "spleen"]
@@ -356,7 +383,7 @@ def test_a_result_that_is_deleted_leaves_nothing_hidden_and_no_overlay(bench, ho
     assert nodes.companion(node, nodes.FIRST) is first
     assert composite.GetForegroundVolumeID() == nodes.companion(node, nodes.CONFIDENCE).GetID()
     slicer.mrmlScene.RemoveNode(node)
-    assert slicer.util.getNodesByClass("vtkMRMLLabelMapVolumeNode") == []
+    assert slicer.util.getNodesByClass("vtkMRMLTextNode") == []
     assert composite.GetForegroundVolumeID() == other.GetID()
     assert slicer.util.getNode("CT segmentation confidence")  # the lists show it: it is the user's to delete
 

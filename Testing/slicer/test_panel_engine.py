@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from made_results import add_volume, names
 from panel_bench import WORKER, segmentations
 from standin_slicer import make_wheel
 
-from PGPSAMSegmentLib import enginepanel, install
+from PGPSAMSegmentLib import enginepanel, install, scene
 
 # --------------------------------------------------------------------------------------------------------- the engine
 
@@ -111,6 +112,21 @@ def test_a_volume_that_changes_meanwhile_gets_no_result(make_bench, host):
     bench.wait_idle()
     assert "changed while it was segmented" in bench.status
     assert segmentations() == []
+
+
+def test_a_fault_in_the_preview_does_not_end_the_run(make_bench, host, monkeypatch):
+    def fault(*_arguments):
+        raise RuntimeError("a fault of ours")
+
+    bench = make_bench()
+    add_volume(host)
+    bench.open()
+    monkeypatch.setattr(scene, "show_partial", fault)
+    bench.ui.autoSegmentButton.click()
+    time.sleep(1)  # one look at the engine's messages then finds the preview and the end
+    bench.wait_idle()
+    assert "2 of 2 organs found" in bench.status
+    assert bench.ui.autoSegmentButton.text() == "Auto-segment"
 
 
 def test_an_installation_is_refused_with_the_reason(make_bench, tmp_path):

@@ -22,7 +22,7 @@ from made_results import (
     write_result,
 )
 
-from PGPSAMSegmentLib import corrections, nodes, review, scene, table
+from PGPSAMSegmentLib import corrections, firstresult, review, scene, segments, table, training
 
 
 def shown(tmp_path: Path, volume, slice_confidence, labels=None, axis: int = 0):
@@ -187,21 +187,22 @@ def test_changes_count_voxels_and_overlap(host, tmp_path: Path) -> None:
     assert (found["right kidney"].added, found["right kidney"].removed) == (1, 3)
     assert found["right kidney"].dice == pytest.approx(2 * 15 / (18 + 16))
     assert found["liver"].changed == 0
-    given = corrections.changes(node, np.where(kidney, KIDNEY["id"], 0).astype(np.uint8))
-    assert [change.changed for change in given if change.organ == "right kidney"] == [0]
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_corrected_slices_become_a_case_to_learn_from(host, tmp_path: Path, axis: int) -> None:
     volume, labels = add_volume(host, OBLIQUE), labels_of()
     node = shown(tmp_path, volume, None, axis=axis)
-    assert corrections.corrected_slices(node, volume, tmp_path / "none") == []
+    assert corrections.corrected_slices(node) == ([], axis)
     liver = labels == LIVER["id"]
     liver[4, 3, 5] = False
     liver[6, 8, 12] = True
     paint(node, "liver", volume, liver)
-    (case,) = corrections.corrected_slices(node, volume, tmp_path / "case")
-    assert case["slices"] == {0: [4, 6], 1: [3, 8], 2: [5, 12]}[axis]
+    slices, along = corrections.corrected_slices(node)
+    assert (slices, along) == ({0: [4, 6], 1: [3, 8], 2: [5, 12]}[axis], axis)
+    ids = {organ.segment_id: organ.label for organ in segments.ours(node.GetSegmentation())}
+    case = corrections.training_case(node, volume, ids, slices, along, tmp_path / "case")
+    assert case["slices"] == slices
     assert case["slices_axis"] == axis
     np.testing.assert_array_equal(np.load(case["volume"]), slicer.util.arrayFromVolume(volume))
     np.testing.assert_allclose(case["affine"], OBLIQUE, atol=1e-12)
@@ -221,7 +222,9 @@ def test_the_segment_that_the_user_worked_on_is_the_one_to_learn_from(host, tmp_
     paint(node, "liver", volume, mine)
     scene.show_result(volume, write_result(tmp_path / "out", labels), node)
     assert "liver (2)" in names(node)
-    (case,) = corrections.corrected_slices(node, volume, tmp_path / "case")
+    training.add(node, volume, corrected=True)
+    model = {"name": "abdomen-ct", "method": "pgp", "organs": LABEL_SET}
+    (case,) = training.request(training.cases(), tmp_path / "case", model)["cases"]
     assert case["slices"] == [3]
     assert not np.load(case["labels"])[3, 2, 3]
 
@@ -263,5 +266,6 @@ def test_the_first_result_of_other_organs_outlives_a_later_run(host, tmp_path: P
     assert {change.organ: change.changed for change in corrections.changes(node)} == {
         organ["name"]: 0 for organ in LABEL_SET
     }
-    first = slicer.util.arrayFromVolume(nodes.companion(node, nodes.FIRST))
-    np.testing.assert_array_equal(first == LIVER["id"], again == LIVER["id"])
+    (liver,) = [o.segment_id for o in segments.ours(node.GetSegmentation()) if o.organ == "liver"]
+    first = firstresult.of(node).mask(firstresult.key(node.GetSegmentation(), liver))
+    np.testing.assert_array_equal(first, again == LIVER["id"])

@@ -207,7 +207,8 @@ def test_the_result_joins_the_volumes_study(host, tmp_path: Path) -> None:
     item = hierarchy.GetItemByDataNode(node)
     assert hierarchy.GetItemAttribute(item, "DICOM.ReferencedInstanceUIDs") == "1.2.3 1.2.4"
     assert node.GetNodeReference(node.GetReferenceImageGeometryReferenceRole()) is volume
-    assert not hierarchy.GetItemByDataNode(nodes.companion(node, nodes.FIRST))
+    excluded = slicer.vtkMRMLSubjectHierarchyConstants.GetSubjectHierarchyExcludeFromTreeAttributeName()
+    assert nodes.companion(node, nodes.FIRST).GetAttribute(excluded) == "1"
 
 
 def test_prompts_points_confidence_and_table_come_along(host, tmp_path: Path) -> None:
