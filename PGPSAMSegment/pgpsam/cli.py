@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 import pgpsam
 from pgpsam.errors import UserError
 from pgpsam.labels import LabelSet, canonical_name
-from pgpsam.models.store import find_model, list_models, load_spec
+from pgpsam.models.store import SPEC_FILE, find_model, list_models, load_spec
 from pgpsam.models.weights import BASE_WEIGHTS, fetch
 from pgpsam.terminal import ProgressReporter, add_common, add_looks, number, print_table, run
 from pgpsam.volume import Volume, output_extension, read_labels, read_labels_on, read_volume, write_array
@@ -126,7 +126,7 @@ def segment(options: argparse.Namespace) -> None:
     print_table(title, ["organ", "mL", "mean HU", "confidence"] + (["Dice"] if options.reference else []), rows)
     print("seconds: " + ", ".join(f"{stage} {value:.1f}" for stage, value in result.seconds.items()))
     if options.reference:
-        print_agreement(dice)
+        print_agreement(dice, [name for name in result.label_set.names if name not in dice])
     print(f"wrote {options.out}")
 
 
@@ -166,8 +166,10 @@ def check_outputs(options: argparse.Namespace) -> None:
     """Refuse output paths that could not be written, or would cost another file, before any work.
 
     Raises:
-        UserError: unknown extension, missing folder, a file that is read, or one path twice.
+        UserError: unknown extension, a folder that is missing or refuses, a file that is read, or one path twice.
     """
+    from pgpsam.pages import check_can_write
+
     for path in (options.out, options.prompts, options.confidence):
         if path:
             output_extension(path)
@@ -181,11 +183,10 @@ def check_outputs(options: argparse.Namespace) -> None:
     taken = {os.path.realpath(path): what for what, path in read.items() if path}
     outputs = (options.out, options.prompts, options.points, options.confidence, options.preview, options.report)
     for path in filter(None, outputs):
-        if not Path(path).absolute().parent.is_dir():
-            raise UserError(f"no such folder: {Path(path).parent}", "Make it first.")
         if what := taken.get(os.path.realpath(path)):
             raise UserError(f"{path} is {what} itself", "Give another output path.")
         taken[os.path.realpath(path)] = "another output"
+        check_can_write(Path(path))
 
 
 def read_reference(options: argparse.Namespace, volume: Volume) -> tuple[NDArray[np.integer], dict[int, str]]:
@@ -198,7 +199,7 @@ def read_reference(options: argparse.Namespace, volume: Volume) -> tuple[NDArray
     if not options.reference_names:
         return reference, read_labels(options.reference)[2]
     try:
-        names = json.loads(Path(options.reference_names).read_text(encoding="utf-8"))
+        names = json.loads(Path(options.reference_names).read_text(encoding="utf-8-sig"))
         return reference, {int(i): str(n) for i, n in names.items()}
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"cannot read {options.reference_names}: {error}") from error
@@ -207,7 +208,7 @@ def read_reference(options: argparse.Namespace, volume: Volume) -> tuple[NDArray
 def agreement(
     labels: NDArray[np.uint8], label_set: LabelSet, reference: NDArray[np.integer], names: dict[int, str]
 ) -> dict[str, float]:
-    """Dice with given labels by organ name; nan where neither has the organ.
+    """Dice with given labels by organ name, of the organs that they name; nan where neither shows one.
 
     Args:
         labels: ids of `label_set`, [z, y, x]. reference: given labels on the same grid.
@@ -217,15 +218,22 @@ def agreement(
     ids = {canonical_name(name): identifier for identifier, name in known.items()}
     scores = {}
     for label in label_set:
+        if canonical_name(label.name) not in ids:  # it may be there without a name
+            continue
         ours = labels == label.id
-        theirs = reference == ids.get(canonical_name(label.name), -1)
+        theirs = reference == ids[canonical_name(label.name)]
         total = int(ours.sum()) + int(theirs.sum())
         scores[label.name] = 2.0 * int((ours & theirs).sum()) / total if total else float("nan")
     return scores
 
 
-def print_agreement(dice: dict[str, float]) -> None:
-    """The mean over the organs that published tables report, where all of them are there, and over all."""
+def print_agreement(dice: dict[str, float], unnamed: Sequence[str] = ()) -> None:
+    """The mean over the organs that published tables report, where all of them are there, and over all.
+
+    Args:
+        dice: of the organs that the reference names.
+        unnamed: the organs that were looked for and that it does not name.
+    """
     reported = [
         "spleen",
         "right kidney",
@@ -236,6 +244,10 @@ def print_agreement(dice: dict[str, float]) -> None:
         "aorta",
         "pancreas",
     ]
+    if unnamed:
+        print(f"the reference does not name {', '.join(unnamed)}")
+    if not dice:
+        return
     found = [value for value in dice.values() if value == value]
     if not found:
         print("agreement with the reference: neither shows any of these organs")
@@ -265,16 +277,19 @@ def info(options: argparse.Namespace) -> None:
     print(f"method {spec.method} on {spec.backbone}, in {folder}")
     print("organs: " + ", ".join(spec.labels.names))
     print("training: " + json.dumps(spec.training))
-    summary = spec.scores.get("summary")
-    if summary:
-        twin = spec.scores.get("model")
-        who = f"of {twin}, trained in the same way without them" if twin else "which it was not trained on"
-        print(f"scores on {', '.join(spec.scores['split'])}, {who}:")
-        print_table(
-            "held-out cases",
-            ["organ", "Dice", "HD95 mm"],
-            [[o["organ"], number(o["dice"]), number(o["hd95_mm"], 1)] for o in summary["organs"]],
-        )
+    if not spec.scores.get("summary"):
+        return
+    try:
+        cases = ", ".join(spec.scores["split"])
+        organs = spec.scores["summary"]["organs"]
+        rows = [[str(o["organ"]), number(o["dice"]), number(o["hd95_mm"], 1)] for o in organs]
+    except (KeyError, TypeError, ValueError) as error:
+        message = f"{folder / SPEC_FILE}: its scores are not as training writes them ({type(error).__name__}: {error})"
+        raise UserError(message, "Get the model again.") from error
+    twin = spec.scores.get("model")
+    who = f"of {twin}, trained in the same way without them" if twin else "which it was not trained on"
+    print(f"scores on {cases}, {who}:")
+    print_table("held-out cases", ["organ", "Dice", "HD95 mm"], rows)
 
 
 def fetch_weights(options: argparse.Namespace) -> None:

@@ -1,29 +1,34 @@
 """Many volumes, one model in memory: each result in files of its own, one table of organs for all.
 
 A volume that cannot be segmented is told and left out. One that is in the table is not done again, so that a stopped
-cohort goes on where it was.
+cohort goes on where it was, unless its file has changed since. What is not, bit for bit, what the cohort wrote is the
+user's: it is never replaced.
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
+import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from pgpsam.errors import UserError
 from pgpsam.looks import LOOKS
 from pgpsam.memory import is_memory_error
-from pgpsam.pages import csv_bytes, write_whole
+from pgpsam.pages import check_can_write, csv_bytes, csv_text, write_whole
 from pgpsam.report import OrganRow, organ_table, overview_png
 from pgpsam.segmenter import Segmenter, Step
 from pgpsam.volume import output_extension, read_volume, volume_name, write_array
 
 TABLE = "organs.csv"
-_COLUMNS = (
-    *("volume", "organ", "ml", "mean_hu", "confidence", "slices", "slices_to_check", "cut_off"),
-    *("model", "looks", "asked_for", "source"),
-)
+WRITTEN = "cohort.json"
+_MARK = ("volume", "model", "looks", "asked_for", "source")
+_FIGURES = ("organ", "ml", "mean_hu", "confidence", "slices", "slices_to_check", "cut_off")
+_COLUMNS = ("volume", *_FIGURES, *_MARK[1:])
 
 
 def name_sources(inputs: Sequence[str | Path]) -> dict[str, Path]:
@@ -34,9 +39,9 @@ def name_sources(inputs: Sequence[str | Path]) -> dict[str, Path]:
     """
     sources: dict[str, Path] = {}
     for path in map(Path, inputs):
-        name = volume_name(path)
-        if not path.exists():
+        if not os.path.exists(path):  # also says so of a name that is too long
             raise UserError(f"no such file or folder: {path}")
+        name = volume_name(path)
         if name in sources:
             raise UserError(
                 f"{sources[name]} and {path} would both be called {name}",
@@ -61,11 +66,11 @@ def segment_cohort(
 ) -> list[str]:
     """Segment volumes one after the other.
 
-    Writes NAME + extension (labels on the volume's own grid), NAME.png where `pictures` is set, and organs.csv, which
-    is whole after every volume: a row for each organ that was found, with mL, mean HU, mean confidence 0..1, the number
-    of slices, the slices to check (counted from 1, the lowest), whether the scan cuts it off, and the volume's path; a
-    volume without any organ has one row. The model is named with the first digits of its tensors' SHA-256, for another
-    one may come to bear its name.
+    Writes NAME + extension (labels on the volume's own grid), NAME.png where `pictures` is set, cohort.json (what was
+    written, and from what), and organs.csv, which is whole after every volume: a row for each organ that was found,
+    with mL, mean HU, mean confidence 0..1, the number of slices, the slices to check (counted from 1, the lowest),
+    whether the scan cuts it off, and the volume's path; a volume without any organ has one row. The model is named with
+    the first digits of its tensors' SHA-256, for another one may come to bear its name.
 
     Args:
         sources: the volumes by the names of their results.
@@ -80,8 +85,8 @@ def segment_cohort(
         The names of the volumes that could not be segmented.
 
     Raises:
-        UserError: an unknown organ or extension, a result that would overwrite an input or another volume's result, or
-            the folder or the disk refuses.
+        UserError: an unknown organ or extension, a result that would overwrite an input or another volume's result, a
+            table that cannot be read, or the folder or the disk refuses.
         Cancelled: `cancelled` said so; finished volumes stay.
     """
     asked = ", ".join(segmenter.label_set.select(organs).names)
@@ -91,25 +96,33 @@ def segment_cohort(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{out} cannot be used: {error.strerror}", "Choose another folder.") from error
+    check_can_write(out / TABLE)
     check_results(sources, out, extension)
     failed = []
     for name, source in sources.items():
-        labels, picture = out / f"{name}{extension}", out / f"{name}.png"
-        mark = {
-            "volume": name,
-            "model": f"{segmenter.name}@{segmenter.version}",
-            "looks": str(looks),
-            "asked_for": asked,
-            "source": str(source.resolve()),
-        }
-        written = labels.is_file() and (picture.is_file() or not pictures)
-        if written and any(mark.items() <= row.items() for row in read_table(out)):
-            say(f"{name}: done before")
-            continue
+        results = [out / f"{name}{extension}", out / f"{name}.png"]
+        wanted = results if pictures else results[:1]
         try:
+            made = {
+                "volume": name,
+                "model": f"{segmenter.name}@{segmenter.version}",
+                "looks": str(looks),
+                "asked_for": asked,
+                "source": str(source.resolve()),
+                "source_state": _state(source, out),
+            }
+            for path in wanted:
+                check_can_write(path)
+            written = read_written(out, extension)
+            if _is_done(out, made, wanted, written):
+                say(f"{name}: done before")
+                continue
+            _check_ours(results, written)
             volume = read_volume(source)
             report = (lambda step, name=name: progress(name, step)) if progress else None
             result = segmenter.segment(volume, organs, progress=report, cancelled=cancelled, looks=looks)
+            written = read_written(out, extension)  # minutes later
+            _check_ours(results, written)
         except (UserError, RuntimeError, MemoryError) as error:
             if not isinstance(error, UserError) and not is_memory_error(error):
                 raise
@@ -117,34 +130,115 @@ def segment_cohort(
             failed.append(name)
             continue
         found = [_figures(row) for row in organ_table(volume, result) if row.ml > 0]
-        others = [row for row in read_table(out) if row["volume"] != name]
-        rows = others + [{**mark, **figures} for figures in found or [{}]]
-        # A former result goes first and its row comes before it: whatever stops here, the volume is done again.
-        labels.unlink(missing_ok=True)
-        write_whole({out / TABLE: csv_bytes(_COLUMNS, rows)})
-        write_array(labels, result.labels, volume, "labels", result.label_set)
-        if pictures:
-            overview_png(volume, result, picture)
+        with TemporaryDirectory(prefix=".", suffix=".part", dir=out) as scratch:
+            new = [Path(scratch) / path.name for path in wanted]
+            write_array(new[0], result.labels, volume, "labels", result.label_set)
+            if pictures:
+                overview_png(volume, result, new[1])
+            _take_place(out, results, new, made, found, written)
         say(f"{name}: {len(found)} organs in {sum(result.seconds.values()):.0f} s")
     return failed
 
 
+def _take_place(
+    out: Path,
+    former: Sequence[Path],
+    new: Sequence[Path],
+    made: Mapping[str, str],
+    found: Sequence[Mapping[str, str]],
+    written: Mapping[str, Mapping[str, str]],
+) -> None:
+    """Put a volume's new files where its former ones were, its picture too if there is no new one.
+
+    The former ones go first, and what is said of the new ones comes before them: whatever stops here, the volume is
+    done again, and no file is there that is not known.
+    """
+    mark = {key: made[key] for key in _MARK}
+    others = [row for row in read_table(out) if row["volume"] != made["volume"]]
+    rows = others + [{**mark, **figures} for figures in found or [{}]]
+    gone = {path.name for path in former}
+    known = {file: entry for file, entry in written.items() if file not in gone}
+    known |= {path.name: {**made, "sha256": _sha256(path)} for path in new}
+    for path in former:
+        path.unlink(missing_ok=True)
+    text = json.dumps(known, indent=1, ensure_ascii=False)
+    write_whole({out / TABLE: csv_bytes(_COLUMNS, rows), out / WRITTEN: text.encode()})
+    for path in new:
+        os.replace(path, out / path.name)
+
+
+def _is_done(
+    out: Path, made: Mapping[str, str], wanted: Sequence[Path], written: Mapping[str, Mapping[str, str]]
+) -> bool:
+    """Whether the table has this volume and all its files are what was written of it, in this way, of this source."""
+    mark = {key: made[key] for key in _MARK}
+    if not any(mark.items() <= row.items() for row in read_table(out)):
+        return False
+    for path in wanted:
+        if not path.is_file() or path.name not in written:
+            return False
+        now = {**made, "sha256": _sha256(path)}
+        if any(value not in (now[key], "") for key, value in written[path.name].items()):  # "": nobody knows
+            return False
+    return True
+
+
+def _check_ours(results: Sequence[Path], written: Mapping[str, Mapping[str, str]]) -> None:
+    """Refuse to replace what is not as the cohort wrote it.
+
+    Raises:
+        UserError: one of the results, naming it.
+    """
+    for path in filter(os.path.lexists, results):
+        if path.name not in written:
+            raise UserError(f"{path} exists and is no result of this cohort", "Move it, or give another --out.")
+        sha256 = written[path.name]["sha256"]
+        if sha256 != _sha256(path):
+            when = "was changed since this cohort" if sha256 else "may have been changed since an earlier version"
+            raise UserError(f"{path} {when} wrote it", "Move it away to have it done again.")
+
+
+def _sha256(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read: {error.strerror or error}", "Move it, or give another --out."
+        ) from error
+
+
+def _state(source: Path, out: Path) -> str:
+    """What tells a source from a later one of the same path: its files' number and size, and when the newest changed.
+
+    Raises:
+        UserError: it cannot be looked at, or its path cannot stand in a table.
+    """
+    try:
+        str(source.resolve()).encode()
+        files = [source] if source.is_file() else [path for path in source.rglob("*") if path.is_file()]
+        stats = [path.stat() for path in files if out.resolve() not in path.resolve().parents]
+    except UnicodeEncodeError as error:
+        raise UserError(f"{source}: its path is not UTF-8", "Rename it.") from error
+    except OSError as error:
+        raise UserError(f"{source} cannot be read: {error.strerror or error}") from error
+    newest = max((stat.st_mtime_ns for stat in stats), default=0)
+    return f"{len(stats)} files, {sum(stat.st_size for stat in stats)} bytes, {newest} ns"
+
+
 def check_results(sources: Mapping[str, Path], out: Path, extension: str) -> None:
-    """Refuse to overwrite what is not an earlier result of the same volume.
+    """Refuse to overwrite an input, or a result of another volume.
 
     Raises:
         UserError: it would.
     """
     inputs = {path.resolve() for path in sources.values()}
-    made = {row["volume"]: row["source"] for row in read_table(out)}
+    made = {row["volume"]: row["source"] for row in (*read_table(out), *read_written(out, extension).values())}
     for name, source in sources.items():
         results = [out / f"{name}{extension}", out / f"{name}.png"]
         if inputs & {path.resolve() for path in results}:
             raise UserError(f"the result of {source} would overwrite an input", "Give another --out.")
         if name in made and made[name] != str(source.resolve()):
             raise UserError(f"{out} already holds a result called {name}, of {made[name]}", "Give another --out.")
-        if name not in made and (strange := [path for path in results if path.exists()]):
-            raise UserError(f"{strange[0]} exists and is no result of this cohort", "Move it, or give another --out.")
 
 
 def read_table(out: Path) -> list[dict[str, str]]:
@@ -154,19 +248,47 @@ def read_table(out: Path) -> list[dict[str, str]]:
         UserError: it is not such a table, after an edit in a spreadsheet, say.
     """
     path = out / TABLE
+    what = "Move it away" if (out / WRITTEN).is_file() else "Move the whole folder away"
+    hint = f"{what}; its volumes are then done again."
     try:
         if not path.is_file():
             return []
-        reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")), strict=True)
+        reader = csv.DictReader(io.StringIO(path.read_bytes().decode(), newline=""), strict=True)
         rows = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read: {error}", "Move it away; its volumes are then done again.") from error
+        raise UserError(f"{path} cannot be read: {error}", hint) from error
     if tuple(reader.fieldnames or ()) != _COLUMNS or any(None in row.values() or None in row for row in rows):
-        raise UserError(f"{path} is not the table of a cohort", "Move it away; its volumes are then done again.")
-    return rows
+        raise UserError(f"{path} is not the table of a cohort", hint)
+    return [{column: csv_text(cell) for column, cell in row.items()} for row in rows]
+
+
+def read_written(out: Path, extension: str) -> dict[str, dict[str, str]]:
+    """What the cohort wrote: by each file's name its SHA-256, the volume's columns in the table, and `_state`.
+
+    Where cohort.json is missing, as beside tables of an earlier version, the files of the table's volumes are taken for
+    results whose SHA-256 and source nobody knows, "": they count as done and are never replaced.
+
+    Raises:
+        UserError: cohort.json is not such a list.
+    """
+    path = out / WRITTEN
+    hint = "Move the whole folder away; its volumes are then done again."
+    if not path.is_file():
+        rows = [{**{key: row[key] for key in _MARK}, "source_state": "", "sha256": ""} for row in read_table(out)]
+        files = {f"{row['volume']}{ending}": row for row in rows for ending in (extension, ".png")}
+        return {file: row for file, row in files.items() if os.path.lexists(out / file)}
+    try:
+        written = json.loads(path.read_text(encoding="utf-8"))
+        keys = {*_MARK, "source_state", "sha256"}
+        valid = all(entry.keys() == keys and {*map(type, entry.values())} == {str} for entry in written.values())
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} is not a cohort's: {error}", hint) from error
+    if not valid:
+        raise UserError(f"{path} is not a cohort's", hint)
+    return dict(written)
 
 
 def _figures(row: OrganRow) -> dict[str, str]:
     checks = " ".join(str(z + 1) for z in row.slices_to_check)
     values = (row.name, f"{row.ml:.2f}", f"{row.mean_hu:.1f}", f"{row.confidence:.3f}", str(row.slices), checks)
-    return dict(zip(_COLUMNS[1:8], (*values, str(int(row.cut_off))), strict=True))
+    return dict(zip(_FIGURES, (*values, str(int(row.cut_off))), strict=True))

@@ -12,9 +12,11 @@ import os
 import uuid
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from html import escape
 from io import BytesIO, StringIO
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -87,17 +89,41 @@ def write_whole(files: Mapping[Path, bytes]) -> None:
         for path, partial in partials.items():
             os.replace(partial, path)
     except OSError as error:
-        raise UserError(
-            f"{path} can't be written: {error.strerror or error}",
-            "Check that the folder exists, may be written to and has room",
-        ) from error
+        raise _cannot_write(path, error) from error
     finally:
         for partial in partials.values():
             partial.unlink(missing_ok=True)
 
 
+def check_can_write(path: Path) -> None:
+    """Notices before the work what `write_whole` would notice after it, by making a file beside this one.
+
+    Raises:
+        UserError: no such folder, a folder of this name, or a file can't be written there.
+    """
+    folder = path.absolute().parent
+    if not os.path.isdir(folder):
+        raise UserError(f"no such folder: {path.parent}", "Make it first.")
+    if os.path.isdir(path):
+        raise UserError(f"{path} is a folder", "Name a file in it.")
+    try:
+        with suppress(FileNotFoundError):
+            path.lstat()  # refuses a name that is too long
+        with NamedTemporaryFile(prefix=".", suffix=".part", dir=folder):
+            pass
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+def _cannot_write(path: Path, error: OSError) -> UserError:
+    hint = "Check that the folder exists, may be written to and has room"
+    return UserError(f"{path} can't be written: {error.strerror or error}", hint)
+
+
 def csv_bytes(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> bytes:
     """A table with its columns' names, UTF-8; a cell that a row lacks, or that is None, stays empty.
+
+    A text that a spreadsheet would run as a formula gets an apostrophe before it; `csv_text` takes it away again.
 
     Raises:
         ValueError: a row with another column.
@@ -105,8 +131,23 @@ def csv_bytes(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> byte
     text = StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({column: _cell(value) for column, value in row.items()} for row in rows)
     return text.getvalue().encode()
+
+
+def csv_text(cell: str) -> str:
+    """What a cell of `csv_bytes` stands for."""
+    return cell.removeprefix("'")
+
+
+def _cell(value: Any) -> Any:
+    if not isinstance(value, str) or not value.startswith(("=", "+", "-", "@", "\t", "\r", "'")):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value
 
 
 def png(figure: Figure, dpi: float) -> bytes:

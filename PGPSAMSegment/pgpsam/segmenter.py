@@ -362,7 +362,13 @@ def restore_network(
         UserError: the base weights are missing or others than the model was trained on, or the adapter does not
             fit the method.
     """
-    published, _ = base_state(spec.backbone, weights)
+    published, sha256 = base_state(spec.backbone, weights)
+    if sha256 != spec.backbone_sha256:
+        raise UserError(
+            f"{spec.name} was trained on other base weights of {spec.backbone} "
+            f"(SHA-256 {spec.backbone_sha256[:8]}...) than those here ({sha256[:8]}...)",
+            "Get the model and this program in versions that belong together.",
+        )
     settings = make_settings(spec.method, spec.settings)
     merged = {"lora_rank": 0} if isinstance(settings, LoraSettings) else {}
     network = build_network(spec.method, spec.backbone, len(spec.labels) + 1, {**spec.settings, **merged}, published)

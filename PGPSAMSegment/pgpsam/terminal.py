@@ -18,7 +18,7 @@ from pgpsam.errors import Cancelled, UserError
 from pgpsam.looks import LOOKS
 from pgpsam.memory import is_memory_error, keep_freed_memory
 
-console = Console(stderr=True)
+console = Console(stderr=True, markup=False, emoji=False)  # a name may hold [brackets]
 
 
 def run(main: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> int:
@@ -27,6 +27,9 @@ def run(main: Callable[[argparse.Namespace], None], options: argparse.Namespace)
     `--debug` shows the traceback as well.
     """
     keep_freed_memory()
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a name may hold letters that the terminal's encoding lacks
+            stream.reconfigure(errors="replace")
     try:
         main(options)
     except UserError as error:
@@ -70,11 +73,11 @@ class ProgressReporter:
     def __enter__(self) -> ProgressReporter:
         if self.kind == "bar":
             self.bars = RichProgress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
+                TextColumn("{task.fields[note]}", markup=False),
                 console=console,
             )
             self.bars.start()
@@ -132,7 +135,7 @@ def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
         table.add_column(name, justify="left" if i == 0 else "right")
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    Console(markup=False, emoji=False).print(table)
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -13,10 +14,11 @@ import nibabel
 import numpy as np
 import pytest
 
-from pgpsam.cli import agreement, print_agreement
+from pgpsam.cli import agreement, main, print_agreement
 from pgpsam.cohort import segment_cohort
 from pgpsam.labels import ABDOMEN
 from pgpsam.segmenter import Segmenter
+from pgpsam.terminal import ProgressReporter, print_table
 from pgpsam.volume import write_array
 from phantoms import make_phantom
 
@@ -77,6 +79,7 @@ def test_segment_writes_everything_on_the_inputs_grid(ct, quick_model, tmp_path)
         (["CT", "-o", "out.nii.gz", "--model", "no-such-model"], "no-such-model"),
         (["CT", "-o", "out.nii.gz", "--device", "cuda:9"], "cuda:9"),
         (["CT", "-o", "out.nii.gz", "--preview", "picture.jpeg"], "picture.jpeg"),
+        (["CT", "-o", "a" * 250 + ".nii.gz"], "can't be written: "),
     ],
 )
 def test_what_the_user_can_mend_is_one_line_and_exit_code_2(ct, quick_model, tmp_path, arguments, message):
@@ -88,6 +91,35 @@ def test_what_the_user_can_mend_is_one_line_and_exit_code_2(ct, quick_model, tmp
     assert done.stderr.strip().count("\n") == 0
     assert done.stderr.startswith("error: ")
     assert message in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+OUTPUTS = {
+    "--out": "a.nii.gz",
+    "--prompts": "b.nii.gz",
+    "--confidence": "c.nii.gz",
+    "--points": "d.mrk.json",
+    "--preview": "e.png",
+    "--report": "f.html",
+}
+
+
+@pytest.mark.parametrize("option", OUTPUTS)
+def test_outputs_that_cannot_be_written_are_told_before_the_scan_is_read(tmp_path, monkeypatch, capsys, option):
+    monkeypatch.setattr("pgpsam.cli.read_volume", lambda _: pytest.fail("the scan was read"))
+    monkeypatch.chdir(tmp_path)
+    words = ["segment", "ct.nii.gz", "--out", "a.nii.gz", option, OUTPUTS[option]]
+    (tmp_path / OUTPUTS[option]).mkdir()
+    assert main(words) == 2
+    assert f"error: {OUTPUTS[option]} is a folder" in capsys.readouterr().err
+    (tmp_path / OUTPUTS[option]).rmdir()
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pgpsam.pages.NamedTemporaryFile", refuse)
+    assert main(words) == 2
+    assert "can't be written: Permission denied" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -136,7 +168,7 @@ def test_a_cohort_goes_on_after_a_failure_and_after_a_stop(ct, quick_model, tmp_
     assert "broken: " in done.stdout
     assert {path.name for path in out.iterdir()} == {
         f"{n}{e}" for n in ("ct", "second") for e in (".nii.gz", ".png")
-    } | {"organs.csv"}
+    } | {"organs.csv", "cohort.json"}
     assert np.array_equal(nibabel.load(out / "ct.nii.gz").affine, nibabel.load(ct).affine)
     with (out / "organs.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -218,7 +250,7 @@ def test_a_cohort_refuses_files_that_it_did_not_write_and_formats_that_there_are
     words = ["-o", out, "--model", quick_model]
     for extra, line in (([], "exists and is no result of this cohort"), (["--format", "seg.nrrd"], "is no format")):
         done = pgpsam("cohort", scan, *words, *extra)
-        assert (done.returncode, done.stderr.count(line)) == (2, 1), done.stderr
+        assert (done.returncode, (done.stdout + done.stderr).count(line)) == (2, 1), done.stderr
     assert drawn.read_text(encoding="utf-8") == "drawn by hand"
     assert sorted(path.name for path in out.iterdir()) == ["ct.nii.gz"]
     scan.rename(tmp_path / "file")
@@ -248,7 +280,23 @@ def test_agreement_is_of_the_organs_that_were_asked_for_however_the_reference_wr
     ours, theirs = np.array([[[0, 3]]], np.uint8), np.array([[[0, 4]]], np.uint8)
     kidney = ABDOMEN.select(["left kidney"])
     assert agreement(ours, kidney, theirs, {4: "Kidney_Left"}) == {"left kidney": 1.0}
-    assert agreement(ours, kidney, theirs, {4: "spleen"}) == {"left kidney": 0.0}
+    assert agreement(ours, kidney, theirs, {4: "spleen"}) == {}, "it may show a kidney that it does not name"
+
+
+def test_organs_that_the_reference_does_not_name_have_a_dash_and_no_part_in_the_mean(ct, quick_model, tmp_path):
+    volume, drawn = make_phantom(7)
+    write_array(tmp_path / "liver.nii.gz", np.where(drawn == 6, drawn, 0), volume, "labels")
+    names = tmp_path / "names.json"
+    names.write_text('{"6": "liver"}', encoding="utf-8-sig")  # as editors on Windows save it
+    words = ["--reference", tmp_path / "liver.nii.gz", "--reference-names", names]
+    done = pgpsam("segment", ct, "-o", tmp_path / "a.nii.gz", "--model", quick_model, "--progress", "none", *words)
+    assert done.returncode == 0, done.stderr
+    ours, theirs = (np.asarray(nibabel.load(tmp_path / name).dataobj) == 6 for name in ("a.nii.gz", "liver.nii.gz"))
+    dice = 2 * (ours & theirs).sum() / (ours.sum() + theirs.sum())
+    assert f"mean Dice {dice:.3f} of the organs that either shows" in done.stdout
+    assert "the reference does not name spleen" in done.stdout
+    row = next(line for line in done.stdout.splitlines() if "spleen" in line)
+    assert row.strip("│ ").split("│")[-1].strip() == "-", row
 
 
 def test_agreement_leaves_out_organs_that_neither_shows(capsys):
@@ -258,6 +306,8 @@ def test_agreement_leaves_out_organs_that_neither_shows(capsys):
         "agreement with the reference: mean Dice 0.500 of the organs that either shows",
         "agreement with the reference: neither shows any of these organs",
     ]
+    print_agreement({}, ["liver", "spleen"])
+    assert capsys.readouterr().out == "the reference does not name liver, spleen\n"
 
 
 def test_models_and_info(quick_model):
@@ -267,3 +317,41 @@ def test_models_and_info(quick_model):
     assert "spleen, liver" in done.stdout
     assert pgpsam("models").returncode == 0
     assert pgpsam("info", "no-such-model").returncode == 2
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [{"summary": {"organs": []}}, {"summary": {"organs": [{"organ": "liver"}]}, "split": ["a"]}, {"summary": [1]}],
+)
+def test_scores_that_cannot_be_shown_are_one_line(quick_model, tmp_path, capsys, scores):
+    model = shutil.copytree(quick_model, tmp_path / "model")
+    spec = json.loads((model / "model.json").read_text())
+    (model / "model.json").write_text(json.dumps(spec | {"scores": scores}))
+    assert main(["info", str(model)]) == 2
+    printed = capsys.readouterr()
+    assert "organs: spleen, liver" in printed.out
+    assert printed.err.startswith(f"error: {model / 'model.json'}: its scores")
+    assert printed.err.count("\n") == 1
+
+
+def test_tables_and_bars_show_brackets_as_they_are(capsys):
+    print_table("scan [/b] [red]", ["[/organ]"], [["a liver [/x] that makes the table wide"], [":smile:"]])
+    out = capsys.readouterr().out
+    for text in ("scan [/b] [red]", "[/organ]", "liver [/x]", ":smile:"):
+        assert text in out
+    with ProgressReporter("bar") as report:
+        report("case [/b]", 1, 1, 0.0, "note [/x]")
+    err = capsys.readouterr().err
+    assert "case [/b]" in err
+    assert "note [/x]" in err
+
+
+@pytest.mark.parametrize("kind", ["bar", "json"])
+def test_a_name_that_the_terminal_cannot_show_ends_nothing(ct, quick_model, tmp_path, kind):
+    scan = shutil.copy(ct, tmp_path / "腹部 [red].nii.gz")
+    words = ["--model", quick_model, "--device", "cpu", "--progress", kind]
+    environment = {**os.environ, "PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0"}
+    for command in (["segment", scan, "-o", tmp_path / "腹.nii.gz"], ["cohort", scan, "-o", tmp_path / "出"]):
+        done = pgpsam(*command, *words, env=environment, encoding="cp1252")
+        assert done.returncode == 0, done.stderr
+        assert "wrote" in done.stdout

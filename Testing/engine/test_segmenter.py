@@ -326,6 +326,12 @@ def test_an_adapter_of_another_method_is_refused(quick_model):
         restore_network(spec, tensors)
 
 
+def test_a_model_of_other_base_weights_is_refused(quick_model):
+    spec, tensors = load_model(quick_model)
+    with pytest.raises(UserError, match=r"quick was trained on other base weights of lite_medsam \(SHA-256 00000000"):
+        restore_network(replace(spec, backbone_sha256="0" * 64), tensors)
+
+
 def test_points_lie_in_the_organs_slices(segmenter):
     volume, _ = make_phantom(7)
     result = segmenter.segment(volume)
