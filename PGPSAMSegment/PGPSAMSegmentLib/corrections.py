@@ -71,7 +71,7 @@ def corrected_slices(segmentationNode: Any) -> tuple[list[int], int]:
     """
     first = _first(segmentationNode)
     organs = _organs(segmentationNode, first)
-    chosen = _by_organ([organ for _, organ in organs])
+    chosen = _by_organ(segmentationNode.GetSegmentation(), [organ for _, organ in organs])
     axis = chosen[0].axis if chosen else 0
     others = tuple(other for other in range(3) if other != axis)
     touched = np.zeros(first.shape[axis], bool)
@@ -161,10 +161,15 @@ def _now(segmentationNode: Any, organ: OrganSegment, first: First) -> NDArray[np
     return segment_mask(segmentationNode, segment_id, first.shape) if segment_id else np.zeros(first.shape, bool)
 
 
-def _by_organ(found: Sequence[OrganSegment]) -> list[OrganSegment]:
-    """One segment per organ: the one that the user worked on, else the last."""
+def _by_organ(segmentation: Any, found: Sequence[OrganSegment]) -> list[OrganSegment]:
+    """One segment per organ: the one that the user worked on most, a removed one among them, else the last."""
+
+    def worked_on(organ: OrganSegment) -> int:
+        return segments.worked_on(segmentation, organ.segment_id) if organ.segment_id else 2
+
     chosen: dict[str, OrganSegment] = {}
     for organ in found:
-        if organ.organ not in chosen or chosen[organ.organ].untouched:
+        before = worked_on(chosen[organ.organ]) if organ.organ in chosen else 0
+        if not before or worked_on(organ) > before:
             chosen[organ.organ] = organ
     return list(chosen.values())

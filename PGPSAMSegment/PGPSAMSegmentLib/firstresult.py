@@ -19,7 +19,7 @@ import slicer
 from numpy.typing import NDArray
 
 from . import segments
-from .grid import cut, fingerprint, placed, segment_box, shape_of, voxels_of
+from .grid import cut, placed, segment_box, shape_of, voxels_of
 from .nodes import FIRST, SceneError, companion, remove
 
 
@@ -88,7 +88,7 @@ def keep(segmentationNode: Any, volumeNode: Any, names: Iterable[str]) -> None:
     voxels = voxels_of(volumeNode)
     for name, organ in ours:
         fresh = organ.untouched and organ.organ in asked
-        if fresh or (name not in entries and as_written(segmentation, organ.segment_id)):
+        if fresh or (name not in entries and segments.as_written(segmentation, organ.segment_id)):
             entries[name] = _entry(organ, voxels if fresh else "", segment_box(segmentation, organ.segment_id))
     node = companion(segmentationNode, FIRST)
     if node is None or not node.IsA("vtkMRMLTextNode"):
@@ -101,12 +101,6 @@ def key(segmentation: Any, segment_id: str) -> str:
     """Names a segment's entry: the same for a copy of the segment, and whatever becomes of its voxels."""
     segment = segmentation.GetSegment(segment_id)
     return f"{segments.tag(segment, segments.ORGAN_TAG)} {segments.tag(segment, segments.CONTENT_TAG)}"
-
-
-def as_written(segmentation: Any, segment_id: str) -> bool:
-    """Whether a segment's voxels are those of the model, whatever its name and status."""
-    written = segments.tag(segmentation.GetSegment(segment_id), segments.CONTENT_TAG)
-    return written == fingerprint(segmentation, segment_id)
 
 
 def _entry(
@@ -122,7 +116,10 @@ def _entry(
 def _read(segmentationNode: Any) -> First | None:
     node = companion(segmentationNode, FIRST)
     if node is not None and node.IsA("vtkMRMLTextNode") and node.GetText():
-        kept = json.loads(node.GetText())
+        try:
+            kept = json.loads(node.GetText())
+        except ValueError:  # somebody else's text
+            return None
         return First(tuple(kept["shape"]), tuple(kept["spacing"]), kept["entries"])
     if node is not None and node.IsA("vtkMRMLLabelMapVolumeNode") and node.GetImageData() is not None:
         return _of_label_map(segmentationNode, node)
@@ -133,7 +130,7 @@ def _of_label_map(segmentationNode: Any, node: Any) -> First:
     """What version 0.1.0 kept: one label map for all runs, where a later run's result stands for a kept segment's."""
     segmentation, labels, entries = segmentationNode.GetSegmentation(), slicer.util.arrayFromVolume(node), {}
     for organ in segments.ours(segmentation):
-        same = as_written(segmentation, organ.segment_id)
+        same = segments.as_written(segmentation, organ.segment_id)
         found = segment_box(segmentation, organ.segment_id) if same else cut(labels == organ.label)
         entries[key(segmentation, organ.segment_id)] = _entry(organ, "", found)
     return First(labels.shape, node.GetSpacing(), entries)

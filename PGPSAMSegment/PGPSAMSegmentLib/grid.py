@@ -19,7 +19,7 @@ from .nodes import BINARY, SceneError
 
 SENT = "v.npy"  # the voxels that the engine gets
 
-_REFERENCE_GEOMETRY = "Reference image geometry"
+REFERENCE_GEOMETRY = "Reference image geometry"
 _SAME = 0.01  # voxels: how far a grid may lie off another one anywhere and still count as the same
 
 
@@ -330,7 +330,7 @@ def _own_box(image: Any, label: int) -> tuple[NDArray[np.bool_], tuple[int, int,
 
 def _reference(segmentation: Any) -> Any:
     """The segmentation's reference geometry as an image without voxels, or None."""
-    text = segmentation.GetConversionParameter(_REFERENCE_GEOMETRY)
+    text = segmentation.GetConversionParameter(REFERENCE_GEOMETRY)
     image = slicer.vtkOrientedImageData()
     if not text or not slicer.vtkSegmentationConverter.DeserializeImageGeometry(text, image, False):
         return None

@@ -143,7 +143,8 @@ def show_result(
 
     Raises:
         SceneError: the volume or the segmentation cannot take the result, or a file of it cannot be read. After this
-            or any other error the scene is as it was.
+            or any other error the scene is as it was, but for what came with earlier results, which has followed the
+            volume's transform.
     """
     check_volume(volumeNode)
     check_target(segmentationNode, volumeNode)

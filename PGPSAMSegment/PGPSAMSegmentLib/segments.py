@@ -104,10 +104,19 @@ def is_untouched(segmentation: Any, segment_id: str) -> bool:
     logic = slicer.vtkSlicerSegmentationsModuleLogic
     if logic.GetSegmentStatus(segment) != logic.NotStarted:
         return False
-    content = tag(segment, CONTENT_TAG)
-    if not content or _is_renamed(segmentation, segment_id):
-        return False
-    return content == fingerprint(segmentation, segment_id)
+    if not tag(segment, CONTENT_TAG):
+        return bool(tag(segment, ORGAN_TAG))  # prompts of version 0.1.0 have no other tag
+    return not _is_renamed(segmentation, segment_id) and as_written(segmentation, segment_id)
+
+
+def as_written(segmentation: Any, segment_id: str) -> bool:
+    """Whether a segment's voxels are those that we wrote, whatever its name and status."""
+    return tag(segmentation.GetSegment(segment_id), CONTENT_TAG) == fingerprint(segmentation, segment_id)
+
+
+def worked_on(segmentation: Any, segment_id: str) -> int:
+    """2 for a segment with other voxels than we wrote, 1 for one renamed, copied or with a status, 0 for untouched."""
+    return (not as_written(segmentation, segment_id)) + (not is_untouched(segmentation, segment_id))
 
 
 def remove_untouched(segmentation: Any) -> None:

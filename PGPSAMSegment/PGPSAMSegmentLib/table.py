@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,9 @@ import slicer
 import vtk
 
 from . import firstresult, nodes, segments
-from .firstresult import as_written
 from .grid import reference_affine, same_grid, segment_box, segment_mask, shape_of, to_world, voxels_of
 from .nodes import BINARY, TABLE, add_companion, companion
+from .segments import as_written
 
 ORGAN = "organ"
 VOLUME = "volume (mL)"
@@ -73,27 +74,47 @@ def measure(segmentationNode: Any) -> None:
     segment he removed goes. Of two segments of an organ, the row is the latest result's.
     """
     lines, segmentation = rows(segmentationNode), segmentationNode.GetSegmentation()
-    ours = {organ.organ: organ for organ in sorted(segments.ours(segmentation), key=lambda organ: organ.untouched)}
-    now = {name: line for name, line in lines.items() if name in ours or not line[0] > 0}  # others were not found
-    for name in now.keys() & ours.keys():
-        segment_id = ours[name].segment_id
-        if not ours[name].untouched and not as_written(segmentation, segment_id):
-            now[name] = (*_figures(segmentationNode, segment_id), math.nan, lines[name][3])
+
+    def rank(organ: segments.OrganSegment) -> tuple[bool, bool]:
+        return organ.untouched, not as_written(segmentation, organ.segment_id)
+
+    ours = {organ.organ: organ for organ in sorted(segments.ours(segmentation), key=rank)}
+    known = firstresult.organs(segmentationNode)
+    # Rows of organs that were not found stay, and those that only the table still knows (version 0.1.0).
+    now = {name: line for name, line in lines.items() if name in ours or not line[0] > 0 or name not in known}
+    volume = _shown(segmentationNode)
+    for name, organ in ours.items():
+        line = now.get(name)
+        taken_back = line is None or math.isnan(line[2])  # measured or left out by an earlier call
+        if taken_back or not (organ.untouched or as_written(segmentation, organ.segment_id)):
+            figures = _figures(segmentationNode, volume(), organ.segment_id)
+            now[name] = (*figures, math.nan, line[3] if line else "")
     if repr(now) != repr(lines):  # nan is not equal to itself
         _write(companion(segmentationNode, TABLE), now)
 
 
-def _figures(segmentationNode: Any, segment_id: str) -> tuple[float, float]:
+def _shown(segmentationNode: Any) -> Callable[[], Any]:
+    """Gives the volume that the result is of, or None where it is gone or shows something else; found out once."""
+
+    @cache
+    def found() -> Any:
+        volume = segmentationNode.GetNodeReference(nodes.VOLUME)
+        if volume is None or volume.GetImageData() is None or not same_grid(segmentationNode, volume):
+            return None
+        return None if firstresult.volumes(segmentationNode) - {voxels_of(volume)} else volume  # another frame
+
+    return found
+
+
+def _figures(segmentationNode: Any, volume: Any, segment_id: str) -> tuple[float, float]:
     """A segment's volume in mL and mean HU; nan for what cannot be told."""
-    segmentation, volume = segmentationNode.GetSegmentation(), segmentationNode.GetNodeReference(nodes.VOLUME)
+    segmentation = segmentationNode.GetSegmentation()
     found = segment_box(segmentation, segment_id)
     if found is None:
         return math.nan, math.nan
     voxel = abs(np.linalg.det((to_world(segmentationNode) @ reference_affine(segmentation))[:3, :3])) / 1000
     millilitres = round(float(found[0].sum() * voxel), DIGITS[0])
-    if volume is None or volume.GetImageData() is None or not same_grid(segmentationNode, volume):
-        return millilitres, math.nan
-    if firstresult.volumes(segmentationNode) - {voxels_of(volume)}:  # another frame of a sequence
+    if volume is None:
         return millilitres, math.nan
     values = slicer.util.arrayFromVolume(volume)[segment_mask(segmentationNode, segment_id, shape_of(volume))]
     return millilitres, round(float(values.mean()), DIGITS[1]) if len(values) else math.nan

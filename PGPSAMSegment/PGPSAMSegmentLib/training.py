@@ -193,12 +193,13 @@ def _check(segmentationNode: Any, volumeNode: Any, corrected: bool, voxels: str 
 
 
 def _segments(segmentationNode: Any) -> dict[str, str]:
-    """Organ -> segment ID; of several segments of an organ, the one that the user worked on counts, else the last."""
+    """Organ -> segment ID; of several segments of an organ, the one that the user worked on most, else the last."""
     segmentation = segmentationNode.GetSegmentation()
     found: dict[str, str] = {}
     for segment_id in segments.ids(segmentation):
         segment = segmentation.GetSegment(segment_id)
         organ = segments.tag(segment, segments.ORGAN_TAG) or segment.GetName()
-        if organ not in found or segments.is_untouched(segmentation, found[organ]):
+        before = segments.worked_on(segmentation, found[organ]) if organ in found else 0
+        if not before or segments.worked_on(segmentation, segment_id) > before:
             found[organ] = segment_id
     return found

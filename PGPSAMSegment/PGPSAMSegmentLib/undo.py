@@ -13,28 +13,26 @@ from typing import Any
 import slicer
 
 from . import segments
-from .grid import fingerprint
+from .grid import REFERENCE_GEOMETRY, fingerprint
 from .nodes import COMPANIONS, CONFIDENCE, FIRST, POINTS, PROMPTS, TABLE, VOLUME, SceneError, companion, remove
 from .overlay import overlay_confidence
 from .review import REVIEW_ATTRIBUTE
 
 DEPTH = 3  # each run keeps a copy of the segmentation
 
-_GEOMETRY = slicer.vtkSegmentationConverter.GetReferenceImageGeometryParameterName()
-
 
 @dataclass
 class _Run:
     """The state of a segmentation before a run; `histories` is empty if the run made the segmentation.
 
-    `place` is where an empty one lay; others keep their place.
+    `places` is where it and its prompts lay if it was empty; others keep their place.
     """
 
     node: Any
     histories: list[Any]
     copies: dict[str, Any]
     volume: str | None
-    place: tuple[str | None, str | None, str] | None
+    places: list[tuple[str | None, str | None, str]]
     review: str | None
     after: list[dict[str, str]]
 
@@ -73,16 +71,18 @@ class RunHistory:
         copies[PROMPTS] = companion(segmentationNode, PROMPTS)
         review = segmentationNode.GetAttribute(REVIEW_ATTRIBUTE)
         volume = segmentationNode.GetNodeReferenceID(VOLUME)
-        place = None if segmentationNode.GetSegmentation().GetNumberOfSegments() else _place(segmentationNode)
-        self._push(_Run(segmentationNode, histories, copies, volume, place, review, []))
+        empty = not segmentationNode.GetSegmentation().GetNumberOfSegments()
+        places = [_place(part) for part in _parts(segmentationNode)] if empty else []
+        self._push(_Run(segmentationNode, histories, copies, volume, places, review, []))
 
     def made(self, segmentationNode: Any) -> None:
         """Remembers that a run made this segmentation."""
-        self._push(_Run(segmentationNode, [], {}, None, None, None, []))
+        self._push(_Run(segmentationNode, [], {}, None, [], None, []))
 
     def after(self, segmentationNode: Any) -> None:
         """Notes what the run left, to know at undo whether anybody has changed it since."""
         self._runs[-1].after = [_contents(node) for node in _parts(segmentationNode)]
+        self._runs = self._runs[-DEPTH:]  # only now: a run that fails costs no step
 
     def undo(self, force: bool = False) -> Any:
         """Takes back the latest run.
@@ -111,8 +111,8 @@ class RunHistory:
             return None
         if not run.histories:
             return remove_result(node)
-        if run.place is not None:
-            _put_back(node, run.place)
+        for part, place in zip(_parts(node), run.places, strict=False):  # prompts that the run made had no place
+            _put_back(part, place)
         for history in run.histories:
             history.RestorePreviousState()
         for role, copy in run.copies.items():
@@ -125,7 +125,7 @@ class RunHistory:
         return node
 
     def _push(self, run: _Run) -> None:
-        self._runs = [*self._runs[1 - DEPTH :], run]
+        self._runs = [*self._runs, run]
 
 
 def remove_result(segmentationNode: Any) -> Any:
@@ -154,7 +154,7 @@ def _parts(segmentationNode: Any) -> list[Any]:
 def _place(segmentationNode: Any) -> tuple[str | None, str | None, str]:
     """Where a segmentation lies: IDs of its transform and of its reference volume, and its reference geometry."""
     volume = segmentationNode.GetNodeReferenceID(segmentationNode.GetReferenceImageGeometryReferenceRole())
-    geometry = segmentationNode.GetSegmentation().GetConversionParameter(_GEOMETRY)
+    geometry = segmentationNode.GetSegmentation().GetConversionParameter(REFERENCE_GEOMETRY)
     return segmentationNode.GetTransformNodeID(), volume, geometry
 
 
@@ -162,7 +162,7 @@ def _put_back(segmentationNode: Any, place: tuple[str | None, str | None, str]) 
     transform, volume, geometry = place
     segmentationNode.SetAndObserveTransformNodeID(transform)
     segmentationNode.SetNodeReferenceID(segmentationNode.GetReferenceImageGeometryReferenceRole(), volume)
-    segmentationNode.GetSegmentation().SetConversionParameter(_GEOMETRY, geometry)
+    segmentationNode.GetSegmentation().SetConversionParameter(REFERENCE_GEOMETRY, geometry)
 
 
 def _contents(segmentationNode: Any) -> dict[str, str]:
@@ -177,6 +177,8 @@ def _copy(node: Any) -> Any:
     copy = node.CreateNodeInstance()
     copy.UnRegister(None)
     copy.CopyContent(node, not node.IsA("vtkMRMLVolumeNode"))
+    copy.SetName(node.GetName())
+    copy.SetHideFromEditors(node.GetHideFromEditors())
     return copy
 
 
@@ -186,7 +188,10 @@ def _restore(segmentationNode: Any, role: str, copy: Any) -> None:
         _remove(segmentationNode, [role])
     elif node is None or node.GetClassName() != copy.GetClassName():  # an earlier version kept another kind of node
         remove([node])
-        segmentationNode.SetNodeReferenceID(role, segmentationNode.GetScene().AddNode(copy).GetID())
+        added = segmentationNode.GetScene().AddNode(copy)
+        if added.IsA("vtkMRMLDisplayableNode"):
+            added.CreateDefaultDisplayNodes()
+        segmentationNode.SetNodeReferenceID(role, added.GetID())
     elif node is not copy:
         node.CopyContent(copy, not node.IsA("vtkMRMLVolumeNode"))
 

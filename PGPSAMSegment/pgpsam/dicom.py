@@ -143,7 +143,7 @@ def _read_slice_header(file: str, folder: Path) -> _Slice:
             f"{folder}: {short} says nothing of its position in the patient",
             "Give the original axial series, not screenshots or reports",
         )
-    if (modality := _tag(reader, "0008|0060")) not in ("CT", ""):
+    if (modality := _tag(reader, "0008|0060")) not in ("CT", "OT", ""):  # OT is what ITK writes where nobody said
         raise UserError(f"{folder}: its modality is {modality}, not CT", "Give the folder of a CT series")
     if not _tag(reader, "0028|0030"):
         raise UserError(f"{folder}: {short} says nothing of its pixel spacing", "Export the original CT series again")

@@ -93,10 +93,7 @@ def training_settings(job: Job, organs: Sequence[str]) -> TrainingSettings:
         )
     else:
         settings = recipe(job.get("method", str, "") or default_method(organs), iterations)
-    settings = apply(settings, job.get("settings", dict, {}))
-    if settings.iterations < 1:
-        raise UserError(f"{settings.iterations} iterations are none", "Train for at least one.")
-    return fitted(settings)
+    return fitted(apply(settings, job.get("settings", dict, {})))
 
 
 def case_samples(job: Job, label_set: LabelSet, settings: TrainingSettings) -> list[Sample]:

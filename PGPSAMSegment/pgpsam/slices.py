@@ -25,7 +25,7 @@ AIR_HU = -200.0
 BODY_MARGIN_MM = 6.0
 LIMB_SHARE = 0.15  # of the largest part's area in its slice; a thick arm has a tenth of a trunk's
 LARGEST_CANVAS = 1024
-SMALLEST_FIELD_MM = 40.0  # a crop of one small organ; a field of view in metres, taken as mm, is under 1
+SMALLEST_FIELD_MM = 10.0  # far below any crop; a field of view in metres, taken as mm, is under 1
 
 
 @dataclass(frozen=True)

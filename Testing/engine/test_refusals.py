@@ -134,9 +134,10 @@ def test_a_former_models_scores_do_not_stay_beside_a_new_one(phantoms: Path, tmp
     words = ["--data", str(phantoms), "--out", str(tmp_path / "m"), *QUICK, "--iterations", "1", *SMALL]
     assert finetune_main([*words, "--hold-out", "case_2"]) == 0
     assert (tmp_path / "m" / "validation" / "scores.json").is_file()
+    (tmp_path / "m" / "validation" / "mine.txt").write_text("of the user")
     assert finetune_main([*words, "--hold-out"]) == 0
     assert load_spec(tmp_path / "m").scores == {}
-    assert not (tmp_path / "m" / "validation").exists()
+    assert [path.name for path in (tmp_path / "m" / "validation").iterdir()] == ["mine.txt"]
 
 
 def test_a_benchmark_whose_scored_patients_lack_the_reported_organs_has_a_page(

@@ -24,7 +24,7 @@ from made_results import (
     write_result,
 )
 
-from PGPSAMSegmentLib import corrections, nodes, scene, segments, table
+from PGPSAMSegmentLib import corrections, grid, nodes, scene, segments, table
 
 MOVE = np.array([[0.0, -1, 0, 10], [1, 0, 0, 20], [0, 0, 1, 30], [0, 0, 0, 1]])
 
@@ -219,6 +219,8 @@ def test_an_emptied_segmentation_takes_another_volume(host, tmp_path: Path) -> N
     erased = {change.organ: change.removed for change in corrections.changes(node)}
     assert erased["liver"] == (labels_of() == LIVER["id"]).sum()
     assert node.GetNodeReference(nodes.VOLUME) is first
+    assert grid.same_grid(prompts, first)
+    assert not grid.same_grid(prompts, second)
 
 
 def test_a_fault_in_the_middle_of_a_result_leaves_the_scene_as_it_was(host, tmp_path: Path, monkeypatch) -> None:
@@ -259,3 +261,30 @@ def test_a_confidence_map_is_no_input(host, tmp_path: Path) -> None:
     with pytest.raises(scene.SceneError, match="'CT segmentation confidence' is a confidence map") as caught:
         scene.check_volume(nodes.companion(node, nodes.CONFIDENCE))
     assert caught.value.hint
+
+
+def test_a_run_that_fails_costs_no_undo_step(host, tmp_path: Path, monkeypatch) -> None:
+    volume, history = add_volume(host), scene.RunHistory()
+    node = scene.show_result(volume, write_result(tmp_path, labels_of()), history=history)
+    for shift in (1, 2):
+        scene.show_result(volume, write_result(tmp_path, np.roll(labels_of(), shift, 1)), node, history=history)
+    with monkeypatch.context() as broken:
+        broken.setattr(scene, "put_table", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            scene.show_result(volume, write_result(tmp_path, labels_of()), node, history=history)
+    for _ in range(3):
+        history.undo()
+    assert not history.can_undo
+    assert node.GetScene() is None
+
+
+def test_what_was_removed_by_hand_comes_back_named_with_undo(host, tmp_path: Path) -> None:
+    volume, history = add_volume(host), scene.RunHistory()
+    node = scene.show_result(volume, write_result(tmp_path, labels_of()), history=history)
+    scene.show_result(volume, write_result(tmp_path, labels_of()), node, history=history)
+    roles = (nodes.CONFIDENCE, nodes.TABLE, nodes.POINTS, nodes.FIRST)
+    before = [nodes.companion(node, role).GetName() for role in roles]
+    nodes.remove([nodes.companion(node, role) for role in roles])
+    history.undo()
+    assert [nodes.companion(node, role).GetName() for role in roles] == before
+    assert nodes.companion(node, nodes.CONFIDENCE).GetDisplayNode() is not None

@@ -133,6 +133,30 @@ def test_a_scene_of_version_0_1_still_tells_edits(host, tmp_path: Path) -> None:
     assert nodes.companion(node, nodes.FIRST).IsA("vtkMRMLTextNode")
 
 
+def test_a_corrected_segment_counts_and_not_the_renamed_one_beside_it(host, tmp_path: Path) -> None:
+    volume, labels = add_volume(host), labels_of()
+    node = scene.show_result(volume, write_result(tmp_path, labels))
+    segmentation = node.GetSegmentation()
+    segmentation.GetSegment(segmentation.GetSegmentIdBySegmentName("liver")).SetName("liver of model 1")
+    scene.show_result(volume, write_result(tmp_path, np.roll(labels, 1, axis=1)), node)
+    mask = edited(node, volume)
+    assert corrections.corrected_slices(node) == ([4], 0)
+    training.add(node, volume, corrected=True)
+    (case,) = training.request(training.cases(), tmp_path / "r", MODEL)["cases"]
+    np.testing.assert_array_equal(np.load(case["labels"])[4] == LIVER["id"], mask[4])
+
+
+def test_prompts_of_version_0_1_are_replaced(host, tmp_path: Path) -> None:
+    """They bore the organ's tag and no other."""
+    volume = add_volume(host)
+    node = scene.show_result(volume, write_result(tmp_path, labels_of()))
+    prompts = nodes.companion(node, nodes.PROMPTS)
+    for segment_id in segments.ids(prompts.GetSegmentation()):
+        prompts.GetSegmentation().GetSegment(segment_id).RemoveTag(segments.CONTENT_TAG)
+    scene.show_result(volume, write_result(tmp_path, labels_of()), node)
+    assert names(prompts) == [organ["name"] for organ in LABEL_SET]
+
+
 # -------------------------------------------------------------------------------- grids, transforms, frames
 
 
@@ -298,6 +322,26 @@ def test_the_table_follows_edits_and_removed_segments(host, tmp_path: Path) -> N
     assert intensity == pytest.approx(slicer.util.arrayFromVolume(volume)[cavity].mean(), abs=0.05)
     assert (math.isnan(confidence), slices) == (True, "3")
     assert rows["inferior vena cava"] == before["inferior vena cava"]
+
+
+def test_the_table_follows_what_is_taken_back(host, tmp_path: Path) -> None:
+    volume, labels = add_volume(host), labels_of()
+    node = scene.show_result(volume, write_result(tmp_path, labels))
+    before, written = table.rows(node), mask_of(node, "liver", volume)
+    history = slicer.vtkSegmentationHistory()
+    history.SetSegmentation(node.GetSegmentation())
+    history.SaveState()
+    edited(node, volume)
+    node.GetSegmentation().RemoveSegment(node.GetSegmentation().GetSegmentIdBySegmentName("right kidney"))
+    table.measure(node)
+    assert table.rows(node)["liver"][:2] != before["liver"][:2]
+    history.RestorePreviousState()
+    np.testing.assert_array_equal(mask_of(node, "liver", volume), written)
+    table.measure(node)
+    for organ in ("liver", "right kidney"):
+        voxels = labels == {"liver": LIVER, "right kidney": KIDNEY}[organ]["id"]
+        expected = voxels.sum() * np.prod(volume.GetSpacing()) / 1000
+        assert table.rows(node)[organ][0] == pytest.approx(expected, abs=0.005)
 
 
 def test_the_panels_table_follows_when_the_user_comes_back(bench) -> None:

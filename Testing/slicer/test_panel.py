@@ -86,8 +86,9 @@ def test_a_confidence_map_never_becomes_the_input_by_itself(bench, host):
     assert nodes.companion(node, nodes.CONFIDENCE).GetScene() is not None
     assert bench.parameters.inputVolume is bench.ui.inputVolume.currentNode() is None
     assert bench.ui.hintLabel.text() == "Load a CT and select it as the input volume."
+    slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTextNode")
+    assert bench.parameters.inputVolume is None
     volume = add_volume(host, name="next")
-    bench.widget.enter()
     assert bench.parameters.inputVolume is bench.ui.inputVolume.currentNode() is volume
     assert names(bench.segment()) == ["liver", "spleen"]
 

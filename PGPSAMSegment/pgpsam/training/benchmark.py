@@ -136,7 +136,12 @@ def run_row(words: Sequence[str], folder: Path, progress: str) -> int:
     command = [sys.executable, "-c", main, *words, "--progress", progress]
     if (folder / CHECKPOINT).is_file():
         command.append("--resume")
-    return subprocess.run(command, check=False).returncode
+    with subprocess.Popen(command) as run:
+        try:
+            return run.wait()
+        except KeyboardInterrupt:  # the run has got it as well, and saves its state
+            run.wait()
+            raise
 
 
 def run_all(

@@ -166,6 +166,8 @@ def settings_of(options: argparse.Namespace, dataset: Dataset) -> TrainingSettin
     start = load_spec(find_model(options.start_from)) if options.start_from else None
     method = options.method or (start.method if start else default_method(dataset.labels.names))
     values = parse_settings(options.set)
+    if name := next((name for name in ("seed", "start_from", "method", "backbone") if name in values), ""):
+        raise UserError(f"--set {name}: this is an option of its own", f"Give it as --{name.replace('_', '-')}.")
     also = checked("iterations", values.pop("iterations"), 1) if "iterations" in values else None
     iterations = also if options.iterations is None else options.iterations
     if iterations is not None and iterations < 1:
@@ -228,7 +230,12 @@ def _refine(options: argparse.Namespace) -> None:
     settings = apply(settings, parse_settings(options.set))
     if options.iterations:
         settings = replace(settings, iterations=options.iterations)
-    with ProgressReporter(options.progress) as report:
+    with ProgressReporter(options.progress) as report, stop_after_a_step() as stopping:
+
+        def tell(what: str, p: Progress) -> None:
+            stopping.training = p.iteration < p.iterations
+            report(what, p.iteration, p.iterations, p.eta_seconds, f"loss {p.loss:.3f}")
+
         summary = refine(
             options.model,
             read_dataset(options.data),
@@ -239,7 +246,8 @@ def _refine(options: argparse.Namespace) -> None:
             refining=refining,
             device=options.device,
             command=options.command,
-            progress=lambda what, p: report(what, p.iteration, p.iterations, p.eta_seconds, f"loss {p.loss:.3f}"),
+            progress=tell,
+            cancelled=lambda: stopping.asked,
             labelling=report.each("answers for"),
             scoring=report.each("scoring"),
         )

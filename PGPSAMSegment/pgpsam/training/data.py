@@ -155,7 +155,7 @@ def read_description(folder: Path) -> dict:
 
 def names_in_file(path: Path) -> dict[int, str]:
     """The names that a label file carries itself, by id (`.seg.nrrd`); {} where it has none, as NIfTI never has."""
-    names = {} if path.name.endswith((".nii", ".nii.gz")) else read_labels(path)[2]
+    names = read_labels(path)[2] if path.name.endswith((".nrrd", ".nhdr")) else {}
     return {identifier: name for identifier, name in names.items() if identifier}
 
 

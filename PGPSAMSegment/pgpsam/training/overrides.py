@@ -13,8 +13,6 @@ from pgpsam.slices import Preparation
 from pgpsam.training.augment import Augmentation
 from pgpsam.training.finetune import TrainingSettings
 
-ELSEWHERE = {"seed", "start_from", "method", "backbone"}  # have options of their own
-
 
 def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
     """['alpha=4', 'cfm=false'] -> {'alpha': 4, 'cfm': False}; values are JSON, or text where they are not.
@@ -41,8 +39,6 @@ def apply(settings: TrainingSettings, values: dict[str, Any]) -> TrainingSetting
         UserError: a value of the wrong type, a preparation that is out of range, or an unknown or unusable setting of
             the method.
     """
-    for name in ELSEWHERE & set(values):
-        raise UserError(f"--set {name} has no effect", f"Give it as --{name.replace('_', '-')}.")
     run_values: dict[str, Any] = {}
     preparation = settings.preparation.to_json()
     method = dict(settings.settings)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import filecmp
 import json
 import logging
-import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import product
@@ -25,7 +25,14 @@ from pgpsam.looks import LOOKS
 from pgpsam.models.store import find_model, load_model, load_spec, save_model
 from pgpsam.segmenter import Segmenter, Step
 from pgpsam.slices import Preparation
-from pgpsam.training.calibration import OrganSlice, Reliability, organ_slices, reliability, write_calibration
+from pgpsam.training.calibration import (
+    CONFIDENCE,
+    OrganSlice,
+    Reliability,
+    organ_slices,
+    reliability,
+    write_calibration,
+)
 from pgpsam.training.card import VALIDATION, copy_pictures, model_card
 from pgpsam.training.data import (
     Case,
@@ -412,7 +419,17 @@ def train_on_dataset(
         progress=progress,
         cancelled=cancelled,
     )
+    remove_scores(out / VALIDATION)  # of a model that was here before
     return finish(out, dataset, held if scored else (), choice.text, settings.start_from, device, scoring)
+
+
+def remove_scores(folder: Path) -> None:
+    """Removes what `CaseScores.write` writes, and the folder if nothing else is in it."""
+    pages = [f"{name}.{kind}" for name in ("scores", "confidence") for kind in ("csv", "json", "html")]
+    for name in (*pages, CONFIDENCE, FAILURES):
+        (folder / name).unlink(missing_ok=True)
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def finish(
@@ -434,7 +451,6 @@ def finish(
         The scores' summary; None where no case is held out. Then the card shows those of the model it started from.
     """
     spec, tensors = load_model(folder, as_stored=True)
-    shutil.rmtree(folder / VALIDATION, ignore_errors=True)  # of a model that was here before
     summary: dict[str, Any] | None = None
     if held:
         scores = score_cases(Segmenter.load(folder, device), dataset, held, scoring)
