@@ -73,11 +73,11 @@ class RunHistory:
         volume = segmentationNode.GetNodeReferenceID(VOLUME)
         empty = not segmentationNode.GetSegmentation().GetNumberOfSegments()
         places = [_place(part) for part in _parts(segmentationNode)] if empty else []
-        self._push(_Run(segmentationNode, histories, copies, volume, places, review, []))
+        self._runs.append(_Run(segmentationNode, histories, copies, volume, places, review, []))
 
     def made(self, segmentationNode: Any) -> None:
         """Remembers that a run made this segmentation."""
-        self._push(_Run(segmentationNode, [], {}, None, [], None, []))
+        self._runs.append(_Run(segmentationNode, [], {}, None, [], None, []))
 
     def after(self, segmentationNode: Any) -> None:
         """Notes what the run left, to know at undo whether anybody has changed it since."""
@@ -123,9 +123,6 @@ class RunHistory:
         else:
             node.SetAttribute(REVIEW_ATTRIBUTE, run.review)
         return node
-
-    def _push(self, run: _Run) -> None:
-        self._runs = [*self._runs, run]
 
 
 def remove_result(segmentationNode: Any) -> Any:

@@ -22,3 +22,9 @@ class UserError(Exception):
 
 class Cancelled(Exception):
     """The caller's cancel callback said stop; nothing was written."""
+
+
+def of_system(error: OSError) -> UserError:
+    """What the system refused, as one line: a full disk, a folder that is a file, a file that may not be read."""
+    place = f": {error.filename}" if error.filename else ""
+    return UserError(f"{error.strerror or error}{place}", "Check the path, its permissions and the disk.")

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 
-from pgpsam.errors import Cancelled, UserError
+from pgpsam.errors import Cancelled, UserError, of_system
 from pgpsam.looks import LOOKS
 from pgpsam.memory import is_memory_error, keep_freed_memory
 
@@ -44,13 +44,10 @@ def run(main: Callable[[argparse.Namespace], None], options: argparse.Namespace)
             traceback.print_exc()
         print("error: not enough memory. Close other programs, or crop the volume.", file=sys.stderr)
         return 2
-    except OSError as error:  # a full disk, a folder that is a file, a file that may not be read
+    except OSError as error:
         if options.debug:
             traceback.print_exc()
-        place = f": {error.filename}" if error.filename else ""
-        print(
-            f"error: {error.strerror or error}{place}. Check the path, its permissions and the disk.", file=sys.stderr
-        )
+        print(f"error: {of_system(error)}", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, Cancelled) as stop:
         print(f"cancelled{f': {stop}' if str(stop) else ''}", file=sys.stderr)

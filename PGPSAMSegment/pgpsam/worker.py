@@ -20,7 +20,7 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
-from pgpsam.errors import Cancelled, UserError
+from pgpsam.errors import Cancelled, UserError, of_system
 from pgpsam.finetune_job import finetune
 from pgpsam.hello import hello
 from pgpsam.jobs import Job, ProtocolError, Warm, segment, suggest
@@ -204,12 +204,8 @@ def describe_error(error: Exception) -> dict[str, Any]:
     elif isinstance(error, ImportError):
         kind, message, hint = "user", f"the engine is incomplete: {error}", "Install the engine again."
     elif isinstance(error, OSError):
-        place = f": {error.filename}" if error.filename else ""
-        kind, message, hint = (
-            "user",
-            f"{error.strerror or error}{place}",
-            "Check the path, its permissions and the disk.",
-        )
+        refused = of_system(error)
+        kind, message, hint = "user", refused.message, refused.hint
     return {"event": "error", "kind": kind, "message": " ".join(message.split()), "hint": hint}
 
 

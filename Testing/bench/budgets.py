@@ -15,13 +15,13 @@ The fastest of some runs counts. Slices are taken from the volume's middle.
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from vit_b import seconds_of as clock_and_processor
 
 from pgpsam.device import autocast, describe_device
 from pgpsam.segmenter import Segmenter, body_slices
@@ -39,16 +39,9 @@ def middle(volume: Volume, slices: int) -> Volume:
 
 
 def seconds_of(step: Callable[[], object], device: torch.device, runs: int) -> float:
-    """Of the fastest of some runs, after one to warm up."""
-    clock = time.process_time if device.type == "cpu" else time.perf_counter
-    times = []
-    for _ in range(runs + 1):
-        started = clock()
-        step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(clock() - started)
-    return min(times[1:])
+    """Processor time on the CPU, the clock's on a GPU."""
+    clock, processor = clock_and_processor(step, runs)
+    return processor if device.type == "cpu" else clock
 
 
 def product_seconds(device: torch.device, runs: int) -> float:

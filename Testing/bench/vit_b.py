@@ -29,7 +29,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 CLASSES = 14
 PRODUCT = 2048 if DEVICE.type == "cpu" else 16384  # side of the matrices
 
-Step = Callable[[], None]
+Step = Callable[[], object]
 
 
 def forward(side: int) -> tuple[nn.Module, Step]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import signal
 import sys
@@ -17,10 +16,10 @@ from typing import Any
 
 from pgpsam.device import choose_device
 from pgpsam.errors import UserError
-from pgpsam.models.store import check_model_name, find_model, load_spec
+from pgpsam.models.store import SPEC_FILE, check_model_name, find_model, load_spec
 from pgpsam.models.weights import require
 from pgpsam.network.methods import METHODS, default_method
-from pgpsam.pages import write_whole
+from pgpsam.pages import check_can_write, write_whole
 from pgpsam.slices import Preparation
 from pgpsam.terminal import ProgressReporter, add_common, add_looks, number, print_table, run
 from pgpsam.training.benchmark import AMOUNTS, COLUMNS, cells, collect, page, plan, plot, run_all, score_again
@@ -151,9 +150,9 @@ def check_folder(folder: Path) -> None:
         UserError: the folder cannot be made, or nothing can be written into it.
     """
     nearest = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        reason = "may not be written to" if nearest.is_dir() else "is no folder"
-        raise UserError(f"{folder} cannot be made: {nearest} {reason}", "Name another folder.")
+    if not nearest.is_dir():
+        raise UserError(f"{folder} cannot be made: {nearest} is no folder", "Name another folder.")
+    check_can_write(nearest / SPEC_FILE)
 
 
 def settings_of(options: argparse.Namespace, dataset: Dataset) -> TrainingSettings:
@@ -228,7 +227,7 @@ def _refine(options: argparse.Namespace) -> None:
         refining = replace(refining, iterations=options.refiner_iterations)
     settings = fold_settings(load_spec(options.model), options.seed)
     settings = apply(settings, parse_settings(options.set))
-    if options.iterations:
+    if options.iterations is not None:
         settings = replace(settings, iterations=options.iterations)
     with ProgressReporter(options.progress) as report, stop_after_a_step() as stopping:
 

@@ -100,8 +100,10 @@ class TrainingSettings:
         for name in ("empty_share", "guessed_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}: it must be at least 0 and under 1")
-        if min(self.canvas) < 1 or self.seed < 0:
-            raise UserError(f"canvas {self.canvas} and seed {self.seed} must not be negative or nothing")
+        if min(self.canvas) < 1:
+            raise UserError(f"canvas {self.canvas}: a side has at least one pixel")
+        if self.seed < 0:
+            raise UserError(f"seed {self.seed}: it must not be negative")
 
 
 @dataclass(frozen=True)
