@@ -218,7 +218,7 @@ def test_a_mean_has_learned_from_both_models_patients(five: Dataset, tmp_path: P
     everyone = ["case_0", "case_1", "case_2", "case_3"]
     assert spec.training["averaged_with"] == {"name": "other", "cases": everyone, "commands": ["first", "second"]}
     assert trained_cases(spec) == everyone
-    assert trained_commands(spec) == ["first", "second"]
+    assert trained_commands(spec) == ["first", "second", "third"]
     card = (tmp_path / "mean" / "CARD.md").read_text(encoding="utf-8")
     assert "those of `other`, trained on 4 patients." in card
     assert "first\nsecond\nthird\n" in card
@@ -226,3 +226,4 @@ def test_a_mean_has_learned_from_both_models_patients(five: Dataset, tmp_path: P
         train(five, tmp_path / "not", hold_out=["case_1"], start_from=str(tmp_path / "mean"))
     later = load_spec(train(five, tmp_path / "later", start_from=str(tmp_path / "mean")))
     assert later.training["started_from"]["cases"] == everyone
+    assert later.training["started_from"]["commands"] == ["first", "second", "third"]

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 
 from pgpsam.errors import UserError
 from pgpsam.models.store import ModelSpec, load_spec
+from pgpsam.models.weights import FROM_SCRATCH
 from pgpsam.pages import png
 from pgpsam.segmenter import Step
 from pgpsam.training.data import Dataset
@@ -37,6 +38,7 @@ class Row:
         method: its name. amount: one of `AMOUNTS`. seed: of the choice of slices and of the training.
         fold: (number from 1, of how many); None for the data set's own held-out cases.
         hold_out: case names; empty for the data set's own.
+        backbone: of methods that have one; empty for the recipe's.
     """
 
     method: str
@@ -44,20 +46,28 @@ class Row:
     seed: int
     fold: tuple[int, int] | None = None
     hold_out: tuple[str, ...] = ()
+    backbone: str = ""
 
     @property
     def name(self) -> str:
         split = f"-fold{self.fold[0]}of{self.fold[1]}" if self.fold else ""
-        return f"{self.method}-{self.amount.replace('%', 'pct')}-seed{self.seed}{split}"
+        encoder = f"-{self.backbone}" if self.backbone else ""
+        return f"{self.method}{encoder}-{self.amount.replace('%', 'pct')}-seed{self.seed}{split}"
 
 
 def plan(
-    dataset: Dataset, methods: Sequence[str], amounts: Sequence[str], seeds: Sequence[int], folds: int = 0
+    dataset: Dataset,
+    methods: Sequence[str],
+    amounts: Sequence[str],
+    seeds: Sequence[int],
+    folds: int = 0,
+    backbone: str = "",
 ) -> list[Row]:
     """The grid of runs, and for the first method at a tenth of the slices a cross-validation by patient.
 
     Args:
         folds: of the cross-validation; 0 leaves it out. Fold k holds out every `folds`-th case from the k-th on.
+        backbone: of every method that does not start from scratch; empty for the recipe's.
 
     Raises:
         UserError: an unknown amount, more folds than cases, or a data set that names no cases to hold out.
@@ -69,9 +79,15 @@ def plan(
         raise UserError(f"no amount of slices named {', '.join(sorted(unknown))}: there are {', '.join(AMOUNTS)}")
     if folds == 1 or folds > len(dataset.cases):
         raise UserError(f"--folds {folds} of {len(dataset.cases)} cases")
-    rows = [Row(method, amount, seed) for amount in amounts for seed in seeds for method in methods]
-    names = [case.name for case in dataset.cases]
-    rows += [Row(methods[0], "10%", seeds[0], (k + 1, folds), tuple(names[k::folds])) for k in range(folds)]
+    encoders = {method: "" if recipe(method).backbone == FROM_SCRATCH else backbone for method in methods}
+    rows = [
+        Row(method, amount, seed, backbone=encoders[method])
+        for amount in amounts
+        for seed in seeds
+        for method in methods
+    ]
+    names, first = [case.name for case in dataset.cases], methods[0]
+    rows += [Row(first, "10%", seeds[0], (k + 1, folds), tuple(names[k::folds]), encoders[first]) for k in range(folds)]
     return rows
 
 
@@ -88,6 +104,8 @@ def arguments(row: Row, dataset: Dataset, out: Path, slices_seen: int, extra: Se
     words += ["--iterations", str(max(1, slices_seen // recipe(row.method).batch))]
     if row.hold_out:
         words += ["--hold-out", *row.hold_out]
+    if row.backbone:
+        words += ["--backbone", row.backbone]
     return [*words, *extra]
 
 
@@ -300,16 +318,18 @@ def page(groups: Sequence[Group], dataset: Dataset, command: str, picture: str) 
     """
     reported = len(dataset.reported) or len(dataset.labels)
     split = ", ".join(dataset.validation)
-    looks = sorted({spec.scores.get("looks", 1) for group in groups for spec in group.specs})
+    specs = [spec for group in groups for spec in group.specs]
+    looks = sorted({spec.scores.get("looks", 1) for spec in specs})
+    encoders = " or ".join(sorted({f"`{spec.backbone}`" for spec in specs} - {f"`{FROM_SCRATCH}`"})) or "none"
     lines = [
         "# Benchmark",
         "",
         f"Written by `{command}`.",
         "",
         f"Data: {dataset.name}, {len(dataset.cases)} patients. Held out: {split} (folds: every patient once).",
-        "Every method: the same base weights, the same slices, the same number of slices seen in training; whole",
-        "volumes, every slice, stray pieces of one-piece organs removed. Dice, HD95 and NSD at 2 mm are means over",
-        f"{reported} organs, ± the standard deviation over runs. Slices: annotated ones with organs.",
+        f"Every method: the same base weights ({encoders}), the same slices, the same number of slices seen",
+        "in training; whole volumes, every slice, stray pieces of one-piece organs removed. Dice, HD95 and NSD at 2 mm",
+        f"are means over {reported} organs, ± the standard deviation over runs. Slices: annotated ones with organs.",
         f"Looks at every slice: {' or '.join(map(str, looks))}.",
         "",
         f"![Dice over annotated slices]({picture})",

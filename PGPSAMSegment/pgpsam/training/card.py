@@ -64,8 +64,7 @@ def model_card(spec: ModelSpec) -> str:
             names = ", ".join(sorted(held["cases"]))
             lines += [f"On {names}, which it did not learn from, those models' mean Dice went from {change}"]
             lines += ["(all organs, on the refiner's grid, without clean-up)."]
-    given = (*trained_commands(spec), spec.refiner.get("command"), training.get("ship_command"))
-    if commands := list(dict.fromkeys(filter(None, given))):
+    if commands := trained_commands(spec):
         lines += ["", "```", *commands, "```"]
     lines += ["", "## Scores", "", *_scores(spec)]
     lines += [

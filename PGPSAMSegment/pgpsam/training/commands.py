@@ -318,6 +318,7 @@ def benchmark_main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--folds", type=int, default=0, help="cross-validation of the first method at 10%% by patient")
+    parser.add_argument("--backbone", default="", help="of the methods that have one (default: lite_medsam)")
     parser.add_argument("--slices-seen", type=int, default=2400, help="training budget of a run (default: 2400)")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="a setting of every run")
     parser.add_argument("--page", type=Path, help="where the table goes, a plot beside it (default: OUT/benchmark.md)")
@@ -330,7 +331,9 @@ def benchmark_main(arguments: Sequence[str] | None = None) -> int:
 
 def _benchmark(options: argparse.Namespace) -> None:
     dataset = read_dataset(options.data)
-    rows = plan(dataset, options.methods, options.amounts, options.seeds, options.folds)
+    if options.backbone:
+        require(options.backbone)
+    rows = plan(dataset, options.methods, options.amounts, options.seeds, options.folds, options.backbone)
     extra = [*(["--set", *options.set] if options.set else []), "--device", options.device]
     if options.list:
         for row in rows:

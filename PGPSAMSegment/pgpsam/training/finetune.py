@@ -200,7 +200,8 @@ def trained_cases(spec: ModelSpec) -> list[str]:
 def trained_commands(spec: ModelSpec) -> list[str]:
     """The commands that made a model, from the first on: those of the models that it was made from, its own."""
     earlier = [command for origin in _origins(spec) for command in origin.get("commands", [])]
-    return list(dict.fromkeys([*earlier, *filter(None, [spec.training.get("command")])]))
+    own = (spec.training.get("command"), spec.refiner.get("command"), spec.training.get("ship_command"))
+    return list(dict.fromkeys([*earlier, *filter(None, own)]))
 
 
 def _origins(spec: ModelSpec) -> list[Mapping[str, Any]]:
