@@ -51,6 +51,9 @@ EXTRA_SPACE = {"view": 1 * GB, "test": 1 * GB}  # Slicer's libraries; Qt, a brow
 SLICER_SECONDS = 300  # a first start on a slow disk
 # What breaks first when an installation is incomplete: compiled libraries, then the engine itself.
 PROBE = "import torch, torchvision, segment_anything, pgpsam"
+# What venv, virtualenv and uv put into an environment's folder: nothing else in it is ever deleted.
+VENV_PARTS = {"pyvenv.cfg", "bin", "include", "lib", "lib64", "share", "Scripts", "Include", "Lib"}
+VENV_PARTS |= {".gitignore", ".lock", "CACHEDIR.TAG"}
 
 
 class SetupError(Exception):
@@ -252,15 +255,17 @@ class Environment:
         return self.torch_build.read_text(encoding="utf-8") if self.torch_build.is_file() else None
 
     def check_folder(self) -> None:
-        """Refuses a folder with other contents, because a broken environment is deleted and built anew."""
-        marks = (self.folder / "pyvenv.cfg", self.lock)
-        if self.folder.is_dir() and any(self.folder.iterdir()) and not any(mark.exists() for mark in marks):
+        """Refuses a folder that is neither ours nor an environment and nothing else: a broken one is built anew."""
+        held = {entry.name for entry in self.folder.iterdir()} if self.folder.is_dir() else set()
+        ours = self.lock.name in held or ("pyvenv.cfg" in held and held <= VENV_PARTS)
+        if held and not ours:
             raise SetupError(f"{self.folder} holds other files; set PGPSAM_VENV to a new or empty folder")
 
     def install(self, wish: Wish, lock: IO[bytes]) -> None:
         self.stamp.unlink(missing_ok=True)
         self.log.unlink(missing_ok=True)
-        fresh = not self.answer("-m", "pip", "--version")
+        # Without pyvenv.cfg its Python is the one that it was made with, and pip would change that one's packages.
+        fresh = not (self.folder / "pyvenv.cfg").is_file() or not self.answer("-m", "pip", "--version")
         if fresh:
             self.create(wish, lock)
         self.install_packages(wish, lock)
@@ -278,14 +283,13 @@ class Environment:
     def create(self, wish: Wish, lock: IO[bytes]) -> None:
         """Makes a virtual environment out of nothing or of the remains of one; torch's build stays chosen."""
         say(f"creating {self.folder} with Python {sys.version.split()[0]}")
-        kept = [self.lock, self.log, *([] if wish.wheels else [self.torch_build])]
-        for entry in self.folder.iterdir():
-            if entry in kept:
-                continue
+        if wish.wheels:
+            self.torch_build.unlink(missing_ok=True)
+        for entry in (self.folder / name for name in VENV_PARTS):
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
             else:
-                entry.unlink()
+                entry.unlink(missing_ok=True)
         status = self.logged([*venv_command(), str(self.folder)], lock)
         if status:
             raise self.failure("the virtual environment could not be created")

@@ -69,7 +69,7 @@ class AdaptPanel(JobPanel):
         try:
             box.clear()
             for place in found:
-                box.addItem(_("slice {n}").format(n=place.slice))
+                box.addItem(_("slice {n}").format(n=place.slice + 1))
         finally:
             self._filling = False
 
@@ -107,7 +107,7 @@ class AdaptPanel(JobPanel):
     def _on_suggested(self, places: list[suggestions.Place], event: Event) -> None:
         line = _("Draw the organs completely in these {n} slices; a click shows one.").format(n=len(places))
         self.suggesting.end(line)
-        found = ", ".join(str(place.slice) for place in places)
+        found = ", ".join(str(place.slice + 1) for place in places)
         self.host.say(_("Slices to annotate, the most useful first: {slices}.").format(slices=found))
         self.host.refresh()
 

@@ -24,12 +24,15 @@ LINE_LIMIT = 16_000_000  # bytes; more without a newline is not a line of text
 # What Slicer sets for itself; it would make another Python load Slicer's libraries.
 SLICERS_OWN = ("LD_LIBRARY_PATH", "LD_PRELOAD", "ITK_AUTOLOAD_PATH", "SLICER_HOME", "TCLLIBPATH", "TCL_LIBRARY")
 SLICERS_PREFIXES = ("DYLD_", "QT_", "QML", "PYTHONQT")
-# What points any Python or pip elsewhere, whoever has set it.
+# What points any Python, pip or Matplotlib elsewhere, whoever has set it.
 ELSEWHERE = (
     *("PYTHONHOME", "PYTHONPATH", "PYTHONSTARTUP", "PYTHONINSPECT", "PYTHONEXECUTABLE", "PYTHONPLATLIBDIR"),
     *("PYTHONUSERBASE", "PYTHONWARNINGS", "PYTHONDEBUG", "PYTHONVERBOSE", "PYTHONSAFEPATH", "__PYVENV_LAUNCHER__"),
-    *("PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_USER", "PIP_REQUIRE_VIRTUALENV", "PIP_PYTHON", "VIRTUAL_ENV"),
+    *("PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_PYTHON", "VIRTUAL_ENV", "MPLBACKEND"),
 )
+# pip's go before the user's pip.conf, which may ask for what does not go with a folder of our own.
+OVERRIDES = {"PIP_USER": "0", "PIP_REQUIRE_VIRTUALENV": "0"}
+OVERRIDES |= {"PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1", "PYTHONNOUSERSITE": "1"}
 
 
 def clean_environment(environment: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -46,7 +49,7 @@ def clean_environment(environment: Mapping[str, str] | None = None) -> dict[str,
             del kept[name]
     if kept.get("LC_ALL") in ("C", "POSIX"):  # such a locale lacks the letters that a path may hold
         kept["LC_ALL"] = "C.UTF-8"
-    return {**kept, "PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1", "PYTHONNOUSERSITE": "1"}
+    return {**kept, **OVERRIDES}
 
 
 class ChildProcess:

@@ -2,7 +2,8 @@
 
 `setup_env.py install --slicer PATH` starts Slicer with this script. The variable PGPSAM_CONNECT holds JSON: `python`,
 a Python that has the engine's packages, its `python_version`, pgpsam's `version`, and `answer`, the file that gets
-what was done, as JSON: `module` and `engine`, each whether it is new. An engine that is installed stays.
+what was done, as JSON: `module` and `engine`, each whether it is new. An engine that was installed in Slicer and is
+ready stays.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ def add_module_path(application: Any, folder: Path) -> bool:
 
 
 def choose_engine(order: dict[str, str]) -> bool:
-    """Makes the order's Python the engine, unless another one is installed."""
+    """Makes the order's Python the engine, unless one that was installed in Slicer is ready."""
     from PGPSAMSegmentLib import enginefolder
 
     now = enginefolder.status()
-    if now.state != "missing" and not now.own:
+    if now.state == "ready" and not now.own:
         return False
     enginefolder.use_python(order["python"], {"python": order["python_version"], "version": order["version"]})
     return True

@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import json
+import shutil
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -21,12 +22,17 @@ from .childprocess import ChildProcess, clean_environment, describe_exit, explai
 PROTOCOL = 1
 HANG_S = 300.0
 CANCEL_S = 1.5
+ROOM = 1 << 20  # bytes; a disk with less counts as full
 REQUEST_LIMIT = 60_000  # bytes; a longer line may not fit into the pipe, and writing it could block Slicer
 
 Event = dict[str, Any]
 
 LESS_MEMORY = "Close other programs, choose fewer organs or the CPU, or crop the volume, and try again."
 REPAIR = "Open the module's Engine section and press Repair."
+OWN_REPAIR = (
+    "Install pgpsam in this Python again (setup_env.py install, or pip install); "
+    "or press Remove, then Install, in the module's Engine section."
+)
 AGAIN = "Try again: a new engine starts by itself. If it happens again, see the engine's log."
 
 # What the log or the exit status of a process says that was refused memory or was ended for the lack of it.
@@ -64,6 +70,7 @@ class Engine:
         hang_s: seconds without any event after which a working engine counts as hung.
         cancel_s: seconds that the worker has to answer a cancel before it is ended.
         log: the file to which the command makes the worker log and which outlasts `scratch`, or None.
+        repair: what to do about an engine that lacks something.
     """
 
     def __init__(
@@ -74,6 +81,7 @@ class Engine:
         hang_s: float = HANG_S,
         cancel_s: float = CANCEL_S,
         log: Path | None = None,
+        repair: str = REPAIR,
     ) -> None:
         self.command = list(command)
         self.scratch = Path(scratch)
@@ -81,6 +89,7 @@ class Engine:
         self.hang_s = hang_s
         self.cancel_s = cancel_s
         self.log = log
+        self.repair = repair
         self._process: ChildProcess | None = None
         self._request: _Request | None = None
         self._ending: Event | None = None  # decided outside `poll`, delivered by it
@@ -194,8 +203,8 @@ class Engine:
             pass
 
     def _discard_dead(self) -> None:
-        """Drops a worker that ended while nothing was asked of it."""
-        if self._process is not None and self._process.exit_code() is not None:
+        """Drops a worker that ended while nothing was asked of it, or lost its folder to a clean-up of the system."""
+        if self._process is not None and (self._process.exit_code() is not None or not self.scratch.is_dir()):
             self._end_process()
 
     def _read(self, line: bytes) -> None:
@@ -236,7 +245,7 @@ class Engine:
                 "protocol",
                 f"the engine speaks protocol {event.get('protocol')}, and this module speaks {PROTOCOL}: "
                 "they are of different versions",
-                f"{REPAIR} If you chose a Python of your own, update pgpsam in it.",
+                self.repair,
             )
         return event
 
@@ -263,7 +272,7 @@ class Engine:
             message = f"the engine ended unexpectedly ({end}){': ' if last_words else ''}{last_words}"
             hint = AGAIN
             if "No module named" in last_words or "ImportError" in last_words:
-                hint = REPAIR
+                hint = self.repair
             elif "exit abnormally" in last_words:  # Slicer's launcher hides the signal that ended its child
                 hint = f"It may have lacked memory. {LESS_MEMORY}"
             event = self._last_words("died", message, hint, tail)
@@ -278,7 +287,14 @@ class Engine:
         elif now - request.heard_at >= self.hang_s:
             tail = self._end_process()
             message = f"the engine has said nothing for {self.hang_s:g} seconds and was stopped"
-            self._finish(self._last_words("hung", message, AGAIN, tail))
+            self._finish(self._last_words("hung", message, self._after_silence(), tail))
+
+    def _after_silence(self) -> str:
+        """What to do: a worker's words go into a file, for which there may be no room."""
+        with contextlib.suppress(OSError):
+            if shutil.disk_usage(self.scratch).free < ROOM:
+                return f"The disk of {self.scratch} is full: make room and try again."
+        return AGAIN
 
     def _end_process(self) -> list[str]:
         """Ends the process tree and returns the last lines of its log."""

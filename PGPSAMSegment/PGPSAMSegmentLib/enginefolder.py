@@ -3,7 +3,7 @@
 owner.txt     says whose folder it is; without it nothing here is ever deleted
 packages/     what pip has installed
 engine.json   the marker: written last, so a folder without it is unfinished
-plan.json     the last installation's order; install.log: what pip said
+install.log   what pip said; install.lock: held by an installation or a removal
 engine.log    what the worker logs, and older parts of it: engine.log.1, ...
 """
 
@@ -148,7 +148,7 @@ def remove(folder: Path | None = None) -> None:
     """Deletes the engine's folder; one that is not the engine's is refused.
 
     Raises:
-        InstallError: the folder holds something else.
+        InstallError: the folder holds something else, or the engine is being installed.
         OSError: a file is in use: close the engine first.
     """
     folder = folder or default_folder()
@@ -156,13 +156,20 @@ def remove(folder: Path | None = None) -> None:
         return
     if not (folder / "owner.txt").is_file():
         raise InstallError(f"{folder} was not made by this extension", "Nothing was deleted.")
-    (folder / "engine.json").unlink(missing_ok=True)
-    for path in folder.iterdir():  # the owner's mark last: where a file is in use, Remove can be pressed again
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        elif path.name != "owner.txt":
-            path.unlink()
-    shutil.rmtree(folder)
+    last = [folder / "install.lock", folder / "owner.txt"]  # where a file is in use, Remove can be pressed again
+    with last[0].open("ab") as lock:
+        if not try_lock(lock):
+            raise InstallError("an installation of the engine is running", "Wait until it has ended.")
+        (folder / "engine.json").unlink(missing_ok=True)
+        for path in folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path not in last:
+                path.unlink()
+    for path in last:
+        path.unlink()
+    if not folder.is_symlink():  # a link and the place that it leads to are the user's
+        folder.rmdir()
 
 
 def _start(python: str, options: list[str], packages: str, log: Path | None) -> list[str]:
@@ -191,3 +198,29 @@ def holds_others(folder: Path) -> bool:
 def requirements_key(requirements: list[str]) -> str:
     """Changes when the packages that are needed do."""
     return hashlib.sha256("\n".join(requirements).encode()).hexdigest()
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files below a folder; none where there is no folder."""
+    total = 0
+    for at, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):  # gone meanwhile
+                total += os.lstat(os.path.join(at, name)).st_size
+    return total
+
+
+def try_lock(file: Any) -> bool:
+    """Takes the lock that the system frees when this process ends; False while another installation holds it."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

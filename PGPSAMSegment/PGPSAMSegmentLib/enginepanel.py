@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sysconfig
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import slicer
 from slicer.i18n import tr as _
 
 from . import install
-from .engine import Engine, Event
+from .engine import OWN_REPAIR, Engine, Event
 from .panel import JobPanel, JobView, problem, read, sentence, slot
 from .settings import setting, store
 
@@ -121,11 +121,11 @@ class EnginePanel(JobPanel):
             self.view.end(_("Cancelled."))
             self.host.refresh()
         else:
-            self._begin(install.make_plan)
+            self._begin()
 
     @slot
     def onRepair(self) -> None:
-        self._begin(install.repair_plan)
+        self._begin()
 
     @slot
     def onRemove(self) -> None:
@@ -146,7 +146,8 @@ class EnginePanel(JobPanel):
             return
         scratch = Path(slicer.app.temporaryPath) / "PGPSAMSegment-trial"
         environment = slicer.util.startupEnvironment()
-        engine = Engine(install.own_worker_command(python), scratch, environment, hang_s=TRIAL_S)
+        command = install.own_worker_command(python)
+        engine = Engine(command, scratch, environment, hang_s=TRIAL_S, repair=OWN_REPAIR)
         self._tried = (engine, python)
         engine.submit({"do": "hello"}, self._on_tried)
         self.view.begin(_("Trying {python}").format(python=python))
@@ -154,12 +155,12 @@ class EnginePanel(JobPanel):
 
     # ------------------------------------------------------------------------------------------------- their ends
 
-    def _begin(self, planned: Callable[..., install.Plan]) -> None:
+    def _begin(self) -> None:
         environment = slicer.util.startupEnvironment()
         options: dict[str, Any] = {"slicers_packages": Path(sysconfig.get_path("purelib")), "environment": environment}
         if self.wheels:
             options["wheels"] = self.wheels
-        plan = planned(self.folder, **options)
+        plan = install.make_plan(self.folder, **options)
         for line in plan.describe():
             self.host.say(line)
         if plan.problems:

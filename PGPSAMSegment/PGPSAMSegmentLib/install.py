@@ -7,13 +7,13 @@ virtual environment. installplan.py decides what is to be done, installsteps.py 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from . import torchchoice
 from .childprocess import ChildProcess, clean_environment, describe_exit, explain_os_error
 from .enginefolder import (
     LIB,
@@ -29,7 +29,7 @@ from .enginefolder import (
     worker_log,
 )
 from .installhints import explain
-from .installplan import Plan, find_base_python, make_plan, repair_plan
+from .installplan import Plan, find_base_python, make_plan
 
 __all__ = [
     "InstallError",
@@ -41,7 +41,6 @@ __all__ = [
     "make_plan",
     "own_worker_command",
     "remove",
-    "repair_plan",
     "start",
     "status",
     "use_python",
@@ -92,11 +91,11 @@ class Installation:
         self._failed_step = ""
         try:
             claim(plan.folder)
-            order = plan.folder / "plan.json"
-            facts = {**plan.order(), "probe": probe, "pins": self._pointers()}
-            order.write_text(json.dumps(facts, indent=1), encoding="utf-8")
-            command = [plan.python, "-s", str(LIB / "installsteps.py"), str(order)]
+            order = json.dumps({**plan.order(), "probe": probe}, default=str)
+            command = [plan.python, "-s", str(LIB / "installsteps.py")]
             self._process = ChildProcess(command, plan.folder, clean_environment(environment), "install")
+            with contextlib.suppress(OSError):  # it has died just now, and `poll` tells that
+                self._process.send(f"{order}\n".encode())
         except OSError as error:
             message, hint = explain_os_error(error, "the installation could not be started")
             self._ending = {"event": "error", "kind": "user", "message": message, "hint": hint}
@@ -136,15 +135,6 @@ class Installation:
             shutil.rmtree(self.plan.folder / "temp", ignore_errors=True)  # gigabytes that nobody needs any more
             hint = "Install again to go on; packages that were downloaded whole are kept by pip."
             self._ending = {"event": "error", "kind": "cancelled", "message": "cancelled", "hint": hint}
-
-    def _pointers(self) -> list[str]:
-        """Makes the wheels that point to Slicer's torch, if the plan uses it; returns what pip is to install."""
-        folder = self.plan.folder / "pointers"
-        folder.mkdir(exist_ok=True)
-        for wheel in folder.glob("*.whl"):
-            wheel.unlink()
-        torch = self.plan.slicers_torch
-        return torchchoice.write_pointers(torch, folder) if torch else []
 
     def _read(self, line: bytes) -> None:
         event = json.loads(line)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import subprocess
@@ -23,6 +22,7 @@ from .enginefolder import (
     holds_others,
     read_requirements,
     requirements_key,
+    size_of,
 )
 from .installhints import ANOTHER_PYTHON, OFFLINE
 
@@ -50,7 +50,7 @@ class Plan:
         torch_index: PyTorch's own index, or "".
         slicers_torch: the torch in Slicer that is used, or None.
         download_gb, disk_gb: estimates; the disk holds the downloads until the end.
-        free_gb: on that disk.
+        free_gb: on that disk, counting what the installation replaces.
         problems: (message, hint) of what would make it fail; with any, `Installation` refuses.
     """
 
@@ -72,11 +72,8 @@ class Plan:
     def order(self) -> dict[str, Any]:
         """What installsteps.py reads."""
         wheels = sum(wheel.stat().st_size for wheel in Path(self.wheels).glob("*.whl")) if self.wheels else 0
-        torch = self.slicers_torch
         return {
             **asdict(self),
-            "folder": str(self.folder),
-            "slicers_torch": {"folder": str(torch.folder), "torch": torch.torch} if torch else None,
             "download_bytes": wheels or int(self.download_gb * GB),
             "key": requirements_key(self.requirements),
         }
@@ -170,6 +167,7 @@ def make_plan(
         if not any(wheels.glob("*.whl")):
             problems.append((f"{wheels} holds no wheels", OFFLINE.format(python=version)))
     free = shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.is_dir())).free
+    free += size_of(folder / "packages") + size_of(folder / "temp")  # they go before anything comes
     _check_folder(folder, download + installed, free, problems)
     return Plan(
         folder=folder,
@@ -187,25 +185,6 @@ def make_plan(
         free_gb=free / GB,
         problems=problems,
     )
-
-
-def repair_plan(folder: Path | None = None, **options: Any) -> Plan:
-    """The plan to install again what a folder holds or was to hold, with the same Python and wheels if they exist.
-
-    Args:
-        folder: default: `default_folder()`.
-        options: as for `make_plan`; they go before what was chosen then.
-    """
-    folder = folder or default_folder()
-    try:
-        last = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # nothing to go by: as the first time
-        last = {}
-    if last.get("python") and Path(last["python"]).is_file():
-        options.setdefault("python", last["python"])
-    if last.get("wheels") and Path(last["wheels"]).is_dir():
-        options.setdefault("wheels", Path(last["wheels"]))
-    return make_plan(folder, **options)
 
 
 def _python_version(python: str, environment: Mapping[str, str], problems: list[tuple[str, str]]) -> str:

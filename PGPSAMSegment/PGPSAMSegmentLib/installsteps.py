@@ -1,20 +1,28 @@
-"""The installation itself, step by step: `python installsteps.py PLAN.json`, started by install.py.
+"""The installation itself, step by step: `python installsteps.py`, started by install.py.
 
-Run as a script by the Python that the engine will use, in a process of its own, so that Slicer stays free and
-a cancel can end all of it. Standard library only. Answers one JSON object a line on standard output; whatever
-pip says goes to standard error, which is the log. The plan is that of `installplan.Plan.order`.
+Run as a script by the Python that the engine will use, in a process group of its own, so that Slicer stays free and
+a cancel can end all of it. Standard library only. The plan, that of `installplan.Plan.order`, is one line of JSON on
+standard input; where that ends, Slicer has gone, and all of this ends too. Answers one JSON object a line on standard
+output; whatever pip says goes to standard error, which is the log.
 """
 
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any, NoReturn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script does not know its package
+
+from PGPSAMSegmentLib.enginefolder import size_of, try_lock
+from PGPSAMSegmentLib.torchchoice import SlicersTorch, write_pointers
 
 # Shares of the whole, by the time they take on a usual line.
 DOWNLOADED, INSTALLED = 0.70, 0.92
@@ -27,6 +35,15 @@ def say(**event: Any) -> None:
 def fail(step: str) -> NoReturn:
     say(event="failed", step=step)
     sys.exit(1)
+
+
+def end_with_slicer() -> None:
+    """Ends this process and all that it has started when Slicer, which holds the other end of the pipe, is gone."""
+    os.read(0, 1)  # nothing comes after the plan
+    if sys.platform == "win32":
+        subprocess.run(["taskkill", "/T", "/F", "/PID", str(os.getpid())], stdin=subprocess.DEVNULL)
+    else:
+        os.killpg(0, signal.SIGKILL)
 
 
 def main(plan: dict[str, Any]) -> None:
@@ -48,17 +65,20 @@ def main(plan: dict[str, Any]) -> None:
     tempfile.tempdir = None
 
     offline = ["--no-index", "--find-links", plan["wheels"]] if plan["wheels"] else []
-    pins = plan["pins"]
-    if plan["torch_index"]:
+    pins: list[str] = []
+    if plan["slicers_torch"]:
+        pins = write_pointers(SlicersTorch(**plan["slicers_torch"]), wheels)
+    elif plan["torch_index"]:
         torch = [line for line in plan["requirements"] if re.match(r"torch(vision)?\b", line)]
         pip(plan, ["download", "--dest", str(wheels), "--index-url", plan["torch_index"], *torch])
         pins = [exact(next(wheels.glob(f"{name}-[0-9]*.whl"))) for name in ("torch", "torchvision")]
-    found = ["--find-links", str(wheels), "--find-links", str(folder / "pointers")]
-    pip(plan, ["install", "--target", str(packages), *offline, *found, *pins, *plan["requirements"]])
+    found = ["--find-links", str(wheels), *pins]
+    pip(plan, ["install", "--target", str(packages), *offline, *found, *plan["requirements"]])
 
     say(event="progress", stage="check", fraction=INSTALLED, package="")
     probe = [str(Path(__file__).with_name("enginestart.py")), str(packages), "--probe", plan["probe"]]
-    if subprocess.run([sys.executable, "-S", "-s", *probe], stdout=sys.stderr, cwd=folder).returncode:
+    command = [sys.executable, "-S", "-s", *probe]
+    if subprocess.run(command, stdin=subprocess.DEVNULL, stdout=sys.stderr, cwd=folder).returncode:
         fail("probe")
     shutil.rmtree(temp, ignore_errors=True)  # an unfinished download is no reason to fail now
     facts = {key: plan[key] for key in ("python", "build", "key", "slicers_torch")}
@@ -128,31 +148,13 @@ def versions(packages: Path) -> dict[str, str]:
     return {name: version for name, _, version in (each.partition("-") for each in names)}
 
 
-def size_of(folder: Path) -> int:
-    return sum(os.lstat(os.path.join(at, name)).st_size for at, _, names in os.walk(folder) for name in names)
-
-
 def write_whole(path: Path, text: str) -> None:
     part = path.with_name(f"{path.name}.part")
     part.write_text(text, encoding="utf-8")
     os.replace(part, path)
 
 
-def try_lock(file: Any) -> bool:
-    """Takes the lock that the system frees when this process ends; False while another installation holds it."""
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
-
-
 if __name__ == "__main__":
-    main(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
+    order = json.loads(sys.stdin.buffer.readline())
+    threading.Thread(target=end_with_slicer, daemon=True).start()
+    main(order)

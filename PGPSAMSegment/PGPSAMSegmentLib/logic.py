@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -14,7 +13,7 @@ import slicer
 from slicer.i18n import tr as _
 
 from . import install, runs, scene, segments, suggestions, training
-from .engine import Engine, Event
+from .engine import OWN_REPAIR, REPAIR, Engine, Event
 from .nodes import SceneError
 from .parameters import DEFAULT_MODEL, DEFAULT_STEPS
 from .session import JobError, Session
@@ -41,7 +40,7 @@ class SegmentLogic:
         self._session = Session(engineFactory or self._installed)
         self._run: runs.Run | None = None
         self._numbers = itertools.count(1)
-        self._scratch: Path | None = None
+        self._scratch: runs.HeldFolder | None = None
 
     # ------------------------------------------------------------------------------------------------ the engine
 
@@ -109,7 +108,7 @@ class SegmentLogic:
         if run is not None:
             run.undo()
         if self._scratch is not None:
-            shutil.rmtree(self._scratch, ignore_errors=True)  # the system clears its temporary folder in the end
+            self._scratch.remove()
             self._scratch = None
 
     # -------------------------------------------------------------------------------------------------- the jobs
@@ -226,10 +225,15 @@ class SegmentLogic:
             raise SceneError(_("there is no model '{name}' to start from").format(name=model), _("Select another one"))
         chosen = training.cases() if cases is None else cases
         segments.check_names(organ for case in chosen for organ in case.organs)
-        out, folder = training.check_name(name, self.models), self._folder()
+        runs.sweep(training.models_folder())
+        out, folder = training.make_folder(name, self.models), self._folder()
         request = {"do": "finetune", "name": name, "out": str(out), "iterations": steps, "device": device}
-        request |= training.request(chosen, folder, known)
-        self._begin(request, runs.AdaptRun(out, folder, onProgress, onDone, onError))
+        run = runs.AdaptRun(out, folder, onProgress, onDone, onError)
+        try:
+            self._begin(request | training.request(chosen, folder, known), run)
+        except BaseException:
+            run.undo()
+            raise
 
     def suggest(
         self,
@@ -286,14 +290,20 @@ class SegmentLogic:
         self._run = run
 
     def _installed(self) -> Engine:
-        log = install.worker_log(self.engineFolder) if self.ready else None  # no file where there is no engine
+        status = self.engineStatus()
+        log = install.worker_log(self.engineFolder) if status.state == "ready" else None  # no file without an engine
         command = install.worker_command(self.engineFolder, log)
-        return Engine(command, self._temporary() / "engine", slicer.util.startupEnvironment(), log=log)
+        repair = OWN_REPAIR if status.own else REPAIR
+        return Engine(command, self._temporary() / "engine", slicer.util.startupEnvironment(), log=log, repair=repair)
 
     def _temporary(self) -> Path:
         if self._scratch is None:
-            self._scratch = Path(tempfile.mkdtemp(prefix="PGPSAMSegment-", dir=slicer.app.temporaryPath))
-        return self._scratch
+            parent = Path(slicer.app.temporaryPath)
+            for folder in (parent, training.models_folder()):
+                runs.sweep(folder)
+            self._scratch = runs.HeldFolder(Path(tempfile.mkdtemp(prefix="PGPSAMSegment-", dir=parent)))
+        self._scratch.path.mkdir(0o700, parents=True, exist_ok=True)  # the system may have cleaned up meanwhile
+        return self._scratch.path
 
     def _folder(self) -> Path:
         """For one job's files."""

@@ -42,9 +42,11 @@ def overlay_confidence(segmentationNode: Any, on: bool) -> None:
     """Lays the confidence over the slices of all views, or takes it off and brings back what was there.
 
     Raises:
-        SceneError: the segmentation has no confidence volume.
+        SceneError: it is to be laid over them, and the segmentation has none.
     """
     node = companion(segmentationNode, CONFIDENCE)
+    if node is None and not on:
+        return
     if node is None:
         raise SceneError(
             f"'{segmentationNode.GetName()}' has no confidence map", "Segment once with this module: it comes along"

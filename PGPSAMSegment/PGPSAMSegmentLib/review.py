@@ -53,7 +53,8 @@ class Item:
 
     @property
     def slices(self) -> str:
-        return str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
+        """What people are told: counted from 1, as in the reports, at the file's first slice."""
+        return str(self.first + 1) if self.first == self.last else f"{self.first + 1}-{self.last + 1}"
 
 
 # --------------------------------------------------------------------------------------------- making the list
@@ -190,6 +191,8 @@ def mark(segmentationNode: Any, item: Item, checked: bool = True) -> None:
 def progress(segmentationNode: Any) -> str:
     """One line for the user."""
     listed = items(segmentationNode)
+    if not listed and not segments.ours(segmentationNode.GetSegmentation()):
+        return _("No organ was found, so there is no slice to check.")
     if not listed:
         return _("No slice needs a check: the model was sure of all of them.")
     left = [item for item in listed if not item.checked]
@@ -200,7 +203,7 @@ def progress(segmentationNode: Any) -> str:
 
 
 def slices_to_check(segmentationNode: Any, chosen: Sequence[str]) -> dict[str, str]:
-    """Organ -> its slices on the list in their order, such as "40-43, 57".
+    """Organ -> its slices on the list in their order, counted from 1, such as "40-43, 57".
 
     Args:
         chosen: IDs of the segments to tell of, at most one of each organ.

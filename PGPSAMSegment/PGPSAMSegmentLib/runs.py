@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 from collections.abc import Callable, Sequence
@@ -10,8 +11,11 @@ from typing import Any
 
 from . import scene, suggestions
 from .engine import Event
+from .enginefolder import try_lock
 from .nodes import SceneError
 from .undo import RunHistory
+
+LOCK = ".pgpsam-lock"  # ends the name of the file beside a folder that is in use
 
 
 class Run:
@@ -213,7 +217,7 @@ class AdaptRun(Run):
     """A training: its result is a model folder.
 
     Args:
-        out: the new model's folder, which did not exist before.
+        out: the new model's folder, which was made for it and is empty.
     """
 
     def __init__(
@@ -225,14 +229,54 @@ class AdaptRun(Run):
         on_error: Callable[[Event], None] | None,
     ) -> None:
         super().__init__(folder, on_progress, on_done, on_error)
-        self.out = out
+        self._out = HeldFolder(out)
 
     def finish(self, event: Event) -> Any:
+        self._out.let_go()
         return str(event["model"])
 
     def undo(self) -> None:
-        if not (self.out / "model.json").exists():
-            shutil.rmtree(self.out, ignore_errors=True)  # a trained state without a model, of no use here
+        self._out.remove()
+
+
+class HeldFolder:
+    """A folder in use, which `sweep` leaves alone until this process lets go of it or ends.
+
+    Args:
+        folder: it exists; the lock is a file beside it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder
+        self._lock = folder.with_name(folder.name + LOCK).open("ab")
+        try_lock(self._lock)  # where the file system knows no locks, `sweep` removes nothing
+
+    def let_go(self) -> None:
+        """Leaves the folder to whoever wants it."""
+        self._lock.close()
+        with contextlib.suppress(OSError):
+            Path(self._lock.name).unlink()
+
+    def remove(self) -> None:
+        """Lets go of the folder, which goes as well unless it is a finished model."""
+        _remove_unfinished(self.path)
+        self.let_go()
+
+
+def sweep(parent: Path) -> None:
+    """Removes the folders whose process has ended, most likely in a crash, before it let go; finished models stay."""
+    for path in parent.glob(f"*{LOCK}"):
+        with contextlib.suppress(OSError):  # it is another user's
+            with path.open("r+b") as lock:
+                free = try_lock(lock)
+            if free:
+                _remove_unfinished(path.with_name(path.name.removesuffix(LOCK)))
+                path.unlink()
+
+
+def _remove_unfinished(folder: Path) -> None:
+    if not (folder / "model.json").exists():  # a trained state without a model is of no use here
+        shutil.rmtree(folder, ignore_errors=True)  # what is still open on Windows stays
 
 
 def _error(kind: str, message: str, hint: str) -> Event:

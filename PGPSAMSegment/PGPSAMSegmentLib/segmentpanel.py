@@ -93,6 +93,8 @@ class SegmentPanel(JobPanel):
 
     def greeted(self) -> None:
         """The engine has told what it has, or has failed to: a click that waited for it is done now."""
+        for why in self.logic.facts.get("left_out", []):
+            self.host.say(_("A model is left out. {why}").format(why=why))
         waited, self._waits = self._waits, False
         if waited and self.logic.models:
             self.onAutoSegment()

@@ -23,7 +23,7 @@ CONFIDENCE = "confidence"
 SLICES = "slices to check"
 COLUMNS = (ORGAN, VOLUME, INTENSITY, CONFIDENCE, SLICES)
 FIGURES = ("volume_ml", "mean_hu", "confidence")
-DIGITS = (2, 1, 2)  # of volume, intensity and confidence; a voxel of 1 mm is 0.001 mL, and no boundary is that sure
+DIGITS = (3, 1, 2)  # of volume, intensity and confidence; a voxel of 1 mm is 0.001 mL, and no boundary is that sure
 
 
 def rows(segmentationNode: Any) -> dict[str, tuple[float, float, float, str]]:
@@ -47,7 +47,7 @@ def put_table(
 
     Args:
         organs: {"name", "volume_ml", "mean_hu", "confidence"} each; a figure may be None.
-        to_check: organ -> its slices to look at, such as "40-43, 57".
+        to_check: organ -> its slices to look at, counted from 1, such as "40-43, 57".
     """
     lines = rows(segmentationNode)
     for organ in organs:
@@ -91,6 +91,20 @@ def measure(segmentationNode: Any) -> None:
             now[name] = (*figures, math.nan, line[3] if line else "")
     if repr(now) != repr(lines):  # nan is not equal to itself
         _write(companion(segmentationNode, TABLE), now)
+
+
+def cut_off(segmentationNode: Any) -> set[str]:
+    """The organs that reach the volume's first or last slice, so that a part of them may lie outside the scan."""
+    segmentation, volume = segmentationNode.GetSegmentation(), segmentationNode.GetNodeReference(nodes.VOLUME)
+    if volume is None or volume.GetImageData() is None or not same_grid(segmentationNode, volume):
+        return set()
+    found = set()
+    for organ in segments.ours(segmentation):
+        voxels, start = segment_box(segmentation, organ.segment_id) or (np.empty((0, 0, 0)), (0, 0, 0))
+        first, depth = start[organ.axis], shape_of(volume)[organ.axis]
+        if voxels.size and depth > 1 and (first == 0 or first + voxels.shape[organ.axis] == depth):
+            found.add(organ.organ)
+    return found
 
 
 def _shown(segmentationNode: Any) -> Callable[[], Any]:

@@ -62,32 +62,38 @@ def choose_build(card: str | None, platform: str = sys.platform) -> Choice:
     plain = "auto" if platform == "win32" else "cpu"  # on Windows the index's default is the CPU's
     if card is None:
         return Choice(plain, "no NVIDIA driver was found: the engine computes on the CPU")
-    name, driver, capability = (part.strip() for part in card.split(","))
+    name, driver, *capability = (part.strip() for part in card.split(","))
     build = next((build for oldest, build in BUILDS_BY_DRIVER if _number(driver) >= oldest), None)
     if build is None:
         return Choice(plain, f"{name}: its driver {driver} is too old for torch; update it to use the GPU")
-    if _number(capability) < OLDEST_CARD_OF_NEW_BUILDS and build in ("cu128", "cu130"):
+    if capability and _number(capability[0]) < OLDEST_CARD_OF_NEW_BUILDS and build in ("cu128", "cu130"):
         build = NEWEST_BUILD_FOR_OLD_CARDS
     return Choice(build, f"{name}, driver {driver}")
 
 
 def find_card(environment: Mapping[str, str]) -> str | None:
-    """The first NVIDIA card as "name, driver version, compute capability", or None without a working driver."""
-    try:
-        answer = subprocess.run(
-            ["nvidia-smi", "--query-gpu=name,driver_version,compute_cap", "--format=csv,noheader"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=10,
-            env=dict(environment),
-            creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
-        )
-    except (OSError, subprocess.TimeoutExpired):  # no driver, or one that does not answer
-        return None
-    first = answer.stdout.strip().splitlines()[0] if answer.returncode == 0 and answer.stdout.strip() else ""
-    return first if first.count(",") == 2 else None
+    """The first NVIDIA card as "name, driver version, compute capability", or None without a working driver.
+
+    An old driver does not know of compute capabilities: its answer has the first two alone.
+    """
+    for query in ("name,driver_version,compute_cap", "name,driver_version"):
+        try:
+            answer = subprocess.run(
+                ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",
+                timeout=10,
+                env=dict(environment),
+                creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+            )
+        except (OSError, subprocess.TimeoutExpired):  # no driver, or one that does not answer
+            return None
+        first = answer.stdout.strip().splitlines()[0] if answer.returncode == 0 and answer.stdout.strip() else ""
+        if first.count(",") == query.count(","):
+            return first
+    return None
 
 
 def find_slicers_torch(site_packages: Path, requirements: list[str]) -> SlicersTorch | None:

@@ -24,7 +24,8 @@ TRAIN = PREFIX + "train"
 TRAIN_VOLUME = PREFIX + "trainVolume"
 TRAIN_VOXELS = PREFIX + "trainVoxels"  # attribute: the volume's, as it was when the case was added
 DRAWN, CORRECTED = "drawn", "corrected"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_RESERVED = r"(?!(?i:con|prn|aux|nul|com\d|lpt\d)(?:\.|$))"  # as in pgpsam/models/store.py
+_NAME = re.compile(_RESERVED + r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9_-])?")
 
 
 @dataclass(frozen=True)
@@ -96,14 +97,14 @@ def cases() -> list[Case]:
     return [Case(node, volume, mark == CORRECTED) for node, volume, mark in found if volume is not None]
 
 
-def check_name(name: str, models: Sequence[dict[str, Any]]) -> Path:
-    """The folder for a new model.
+def make_folder(name: str, models: Sequence[dict[str, Any]]) -> Path:
+    """Makes the folder for a new model, which keeps the name for it.
 
     Args:
         models: those that the engine knows.
 
     Raises:
-        SceneError: the name cannot be one, or is taken.
+        SceneError: the name cannot be one, or is taken; or the system refuses.
     """
     if not _NAME.fullmatch(name):
         raise SceneError(
@@ -111,8 +112,16 @@ def check_name(name: str, models: Sequence[dict[str, Any]]) -> Path:
             "Use letters, digits, dots, dashes and underscores, such as 'my-liver'",
         )
     folder = models_folder() / name
-    if folder.exists() or any(model["name"] == name for model in models):
+    if any(model["name"].lower() == name.lower() for model in models):
         raise SceneError(f"there is a model '{name}' already", "Choose another name")
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError as error:
+        raise SceneError(f"a model '{name}' is being trained, or was not finished", "Choose another name") from error
+    except OSError as error:
+        raise SceneError(
+            f"cannot make {folder}: {error.strerror or error}", "Check the disk and the permissions"
+        ) from error
     return folder
 
 

@@ -265,7 +265,7 @@ def models(_: argparse.Namespace) -> None:
         if isinstance(spec, UserError):
             rows.append([path.name, "damaged", str(spec), str(path)])
         else:
-            rows.append([spec.name, spec.method, f"{len(spec.labels)} organs, {spec.backbone}", str(path)])
+            rows.append([path.name, spec.method, f"{len(spec.labels)} organs, {spec.backbone}", str(path)])
     print_table("models", ["name", "method", "what", "folder"], rows)
 
 

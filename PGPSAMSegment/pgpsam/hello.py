@@ -22,10 +22,11 @@ _log = logging.getLogger(__name__)
 def hello() -> dict[str, Any]:
     """The answer to "hello", as JSON values."""
     devices, note = list_devices()
-    models = []
+    models, left_out = [], []
     for folder, spec in list_models():
         if isinstance(spec, UserError):
             _log.warning("model %s is left out: %s", folder, spec)
+            left_out.append(str(spec))
         else:
             models.append(describe_model(folder, spec))
     return {
@@ -36,16 +37,17 @@ def hello() -> dict[str, Any]:
         "device_note": note,
         "default_device": best_device(devices),
         "models": models,
+        "left_out": left_out,
     }
 
 
 def describe_model(folder: Path, spec: ModelSpec) -> dict[str, Any]:
-    """What a user needs to choose a model."""
+    """What a user needs to choose a model, which is found by its folder's name, whatever model.json calls it."""
     card = folder.resolve() / CARD_FILE
     return {
-        "name": spec.name,
+        "name": folder.name,
         "folder": str(folder.resolve()),
-        "title": f"{spec.name}: {len(spec.labels)} organs" if len(spec.labels) > 1 else f"{spec.name}: 1 organ",
+        "title": f"{folder.name}: {len(spec.labels)} organ{'s' * (len(spec.labels) > 1)}",
         "description": spec.description,
         "organs": organs_json(spec.labels),
         "method": spec.method,
@@ -57,15 +59,20 @@ def describe_model(folder: Path, spec: ModelSpec) -> dict[str, Any]:
 
 def score_line(spec: ModelSpec) -> str:
     """The mean Dice on patients that the model, the stage it was finished from, or the twin of either was not trained
-    on."""
-    scores = spec.scores or spec.training.get("started_from", {}).get("scores", {})
-    stage, twin = "" if spec.scores else "an earlier stage", "trained without them" if scores.get("model") else ""
-    notes = ", but ".join(filter(None, (stage, twin)))
-    whose = f" ({notes})" if notes else ""
-    mean = scores.get("summary", {}).get("reported", {})
-    if mean.get("dice") is None:
+    on; "" where there is none, or none that can be read."""
+    try:
+        scores = spec.scores or spec.training.get("started_from", {}).get("scores", {})
+        stage, twin = "" if spec.scores else "an earlier stage", "trained without them" if scores.get("model") else ""
+        notes = ", but ".join(filter(None, (stage, twin)))
+        whose = f" ({notes})" if notes else ""
+        mean = scores.get("summary", {}).get("reported", {})
+        if mean.get("dice") is None:
+            return ""
+        cases = len(scores["split"])
+        return f"Dice {mean['dice']:.2f}, mean of {mean['organs']} organs in {cases} held-out cases{whose}"
+    except (AttributeError, LookupError, TypeError, ValueError) as error:  # no reason to do without the model
+        _log.warning("the scores of model %s are not as training writes them: %r", spec.name, error)
         return ""
-    return f"Dice {mean['dice']:.2f}, mean of {mean['organs']} organs in {len(scores['split'])} held-out cases{whose}"
 
 
 # ---------------------------------------------------------------------------------------------------- devices

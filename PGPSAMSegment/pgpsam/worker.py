@@ -7,6 +7,7 @@ belongs to the protocol alone. When standard input ends, the parent has gone, an
 
 from __future__ import annotations
 
+import errno
 import faulthandler
 import json
 import logging
@@ -18,7 +19,7 @@ import time
 from collections.abc import Callable
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, BinaryIO
 
 from pgpsam.errors import Cancelled, UserError, of_system
 from pgpsam.finetune_job import finetune
@@ -33,6 +34,8 @@ JOBS: dict[str, Callable[[Job, Warm], dict[str, Any]]] = {
     "suggest": suggest,
 }
 GRACE_SECONDS = 5.0  # for the running job to notice that all is over
+RETRY_SECONDS = 1.0
+NO_ROOM = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))  # Windows has no EDQUOT
 LOG_BYTES, LOG_FILES = 1 << 20, 3
 _log = logging.getLogger(__name__)
 
@@ -42,25 +45,35 @@ class ParentGone(BaseException):
 
 
 class Answers:
-    """Sends events, whole lines, from any thread."""
+    """Sends events, whole lines, from any thread.
 
-    def __init__(self, stream: TextIO) -> None:
+    Slicer's end is a file, whose disk may be full: what finds no room waits, and what only tells how far a job is falls
+    out meanwhile.
+
+    Args:
+        stream: unbuffered.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
         self.stream, self.lock = stream, threading.Lock()
+        self.waiting = b""
 
-    def send(self, event: dict[str, Any]) -> None:
-        """One event.
+    def send(self, event: dict[str, Any] | None) -> None:
+        """What waits, then one event; None for no more.
 
         Raises:
             ParentGone: the other end of the pipe is closed.
             ValueError, TypeError: the event is not plain JSON.
         """
-        line = json.dumps(event, allow_nan=False)
-        try:
-            with self.lock:
-                self.stream.write(line + "\n")
-                self.stream.flush()
-        except OSError as error:
-            raise ParentGone from error
+        with self.lock:
+            if event and not (self.waiting and event.get("event") in ("progress", "partial")):
+                self.waiting += json.dumps(event, allow_nan=False).encode("ascii") + b"\n"
+            try:
+                while self.waiting:
+                    self.waiting = self.waiting[self.stream.write(self.waiting) :]
+            except OSError as error:
+                if error.errno not in NO_ROOM:
+                    raise ParentGone from error
 
 
 class Worker:
@@ -83,7 +96,7 @@ class Worker:
     def run(self) -> None:
         """Serve until "bye" or the end of the requests."""
         threading.Thread(target=self._read, name="requests", daemon=True).start()
-        while job := self.queue.get():
+        while job := self._next():
             with self.lock:
                 if job.id not in self.waiting:  # cancelled, and answered, before its turn
                     continue
@@ -94,6 +107,14 @@ class Worker:
             job.tell(event)
         if self.farewell:
             self.answers.send(self.farewell)
+
+    def _next(self) -> Job | None:
+        """The next job; None at the end."""
+        while True:
+            try:
+                return self.queue.get(timeout=RETRY_SECONDS)
+            except queue.Empty:
+                self.answers.send(None)
 
     def _do(self, job: Job) -> dict[str, Any]:
         """Work, and return the event that ends the job."""
@@ -252,14 +273,14 @@ def start_log(path: str | None) -> None:
     faulthandler.enable()
 
 
-def take_streams() -> tuple[BinaryIO, TextIO]:
+def take_streams() -> tuple[BinaryIO, BinaryIO]:
     """Standard input and output for the protocol alone.
 
     What anybody else prints, C libraries and child processes included, goes to standard error, and nobody else can
     read a request away. Reading is unbuffered: a buffer's lock held by the reading thread would abort Python's exit.
     """
     requests = open(os.dup(0), "rb", buffering=0)  # noqa: SIM115, open until the process ends
-    answers = open(os.dup(1), "w", encoding="utf-8", newline="\n")  # noqa: SIM115
+    answers = open(os.dup(1), "wb", buffering=0)  # noqa: SIM115
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.close(nothing)

@@ -56,6 +56,7 @@ class App:
         from trame_slicer.core import SlicerApp
         from views import Views
         from vtkmodules.vtkCommonCore import vtkLogger, vtkOutputWindow
+        from web import Web
 
         self.server = get_server(f"pgpsam-{options.port}")
         self.server.enable_module(trame_slicer_module)
@@ -65,9 +66,9 @@ class App:
         self.host = make_host(self.slicer_app.scene, self.slicer_app.app_logic)
         self.views = Views(self.server, self.slicer_app)
         command = [options.engine_python, "-m", "pgpsam", "worker"]
-        self.session = Session(self.server, self.slicer_app, self.views, command, options.model)
+        self.session = Session(self.server, self.views, command, options.model)
         self.page = Page(self.server, self.session, self.views)
-        self.page.open.on_load_volume.connect(self.session.open_uploaded)
+        self.web = Web(self.server, self.session)
         self.server.controller.on_server_ready.add(self._begin)
         self._polling: asyncio.Task[None] | None = None
 
@@ -114,13 +115,13 @@ def main(arguments: list[str]) -> int:
     sys.argv[1:] = []  # trame would read it, too
     trouble = rendering_trouble() or port_trouble(options.port)
     if not trouble:
-        from loading import LoadError
+        from pgpsam.errors import UserError
 
         app = App(options)
         try:
             if options.file:
                 app.session.open_path(options.file)
-        except LoadError as error:
+        except UserError as error:
             trouble = str(error)
     if trouble:
         sys.stderr.write(f"app.py: {trouble}\n")

@@ -1,53 +1,44 @@
-"""Volumes from files into the scene: NIfTI, NRRD, MHA, or a DICOM series."""
+"""Volumes from files into the scene, read by the engine itself: the page opens and refuses what the shell does."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import slicer
+from pydicom import dcmread
+from pydicom.misc import is_dicom
+
+from pgpsam.volume import read_volume
+
 CT_WINDOW, CT_LEVEL = 400.0, 40.0  # what radiologists look at the abdomen with
-FORMATS = "NIfTI, NRRD, MHA or a folder with one DICOM series"
 
 
-class LoadError(Exception):
-    """A file that is no volume; its text is the one line that says so."""
-
-
-def load_volume(slicer_app: Any, path: Path) -> Any:
-    """Loads the largest volume of a file or DICOM folder, and returns its node.
+def open_volume(path: Path, name: str = "") -> Any:
+    """Adds the volume of a file or DICOM folder to the scene, and returns its node.
 
     Args:
-        slicer_app: trame-slicer's SlicerApp.
+        name: what it is called; "" for the name of the file or folder.
 
     Raises:
-        LoadError: nothing there, or nothing that is a volume.
+        UserError: as `pgpsam.volume.read_volume`.
     """
-    if not path.exists():
-        raise LoadError(f"{path}: there is no such file or folder")
-    files = sorted(str(file) for file in path.rglob("*") if file.is_file()) if path.is_dir() else [str(path)]
-    return load_files(slicer_app, files, path.name)
+    volume = read_volume(path)
+    unique = slicer.mrmlScene.GenerateUniqueName(name or volume.name)
+    array, affine = volume.restore(volume.array), volume.grid.affine
+    node = slicer.util.addVolumeFromArray(array, slicer.util.vtkMatrixFromArray(affine), unique)
+    if array.min() < -100:  # Hounsfield units: air or fat is in it
+        node.GetDisplayNode().SetAutoWindowLevel(False)
+        node.GetDisplayNode().SetWindowLevel(CT_WINDOW, CT_LEVEL)
+    return node
 
 
-def load_files(slicer_app: Any, files: list[str], name: str) -> Any:
-    """The same for files, which may be those of one DICOM series.
-
-    Args:
-        name: how the user knows them.
-
-    Raises:
-        LoadError: none of them is a volume.
-    """
-    nodes = slicer_app.io_manager.load_volumes(files) if files else []
-    nodes = [node for node in nodes if node.IsA("vtkMRMLScalarVolumeNode") and node.GetImageData() is not None]
-    if not nodes:
-        raise LoadError(f"{name} cannot be read as a volume: it must be {FORMATS}")
-    largest = max(nodes, key=lambda node: node.GetImageData().GetNumberOfPoints())
-    for node in nodes:
-        if node is not largest:
-            slicer_app.scene.RemoveNode(node)
-    largest.SetName(_stem(largest.GetName()))
-    _set_window(largest)
-    return largest
+def series_name(files: Sequence[Path]) -> str:
+    """What DICOM files say that they are, or the first one's name where they say nothing, or this and that."""
+    headers = [dcmread(file, specific_tags=["SeriesDescription"]) for file in files if is_dicom(file)]
+    said = {str(header.get("SeriesDescription", "")) for header in headers}
+    return (said.pop() if len(said) == 1 else "") or files[0].stem
 
 
 def describe(volume: Any) -> str:
@@ -55,17 +46,3 @@ def describe(volume: Any) -> str:
     size = " × ".join(str(n) for n in volume.GetImageData().GetDimensions())
     spacing = " × ".join(f"{mm:.3g}" for mm in volume.GetSpacing())
     return f"{size} voxels of {spacing} mm"
-
-
-def _stem(name: str) -> str:
-    for ending in (".gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd"):
-        name = name.removesuffix(ending)
-    return name
-
-
-def _set_window(volume: Any) -> None:
-    low, _ = volume.GetImageData().GetScalarRange()
-    display = volume.GetDisplayNode()
-    if display is not None and low < -100:  # Hounsfield units: air or fat is in it
-        display.SetAutoWindowLevel(False)
-        display.SetWindowLevel(CT_WINDOW, CT_LEVEL)

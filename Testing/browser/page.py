@@ -11,8 +11,7 @@ from typing import Any
 from trame.ui.vuetify3 import VAppLayout
 from trame.widgets import client, html
 from trame.widgets import vuetify3 as v3
-from trame_server.utils.typed_state import TypedState
-from trame_slicer.app.ui.load_volume_ui import LoadVolumeButton, LoadVolumeItemsState
+from web import OPEN, RESULT
 
 TITLE = "PGPSAM Segment"
 LAYOUTS = {
@@ -25,12 +24,24 @@ _COLORS = {
     "background": "#0e131a",
     "surface": "#161d27",
     "primary": "#4aa3ff",
+    "on-primary": "#06121f",
     "success": "#4cc38a",
     "warning": "#e5b454",
     "error": "#f2604d",
 }
 _THEME = {"theme": {"defaultTheme": "night", "themes": {"night": {"dark": True, "colors": _COLORS}}}}
 _WORKING = "engine === 'working'"
+_OPEN_HELP = "Open files, or all files of a DICOM series"
+_SEND = f"""
+    opening = true;
+    window.fetch('{OPEN}', {{method: 'POST', body: new window.FormData($event.target.form)}})
+      .then((answer) => answer.ok, () => false)
+      .then((ok) => {{
+        if (!ok) error = 'The file could not be opened: see what the program has printed';
+        opening = false;
+        $event.target.form.reset();
+      }})
+"""
 
 
 class Page:
@@ -45,15 +56,26 @@ class Page:
     def __init__(self, server: Any, session: Any, views: Any) -> None:
         self._session, self._views = session, views
         server.state.trame__title = TITLE
+        server.state.client_only("opening")
         with VAppLayout(server, vuetify_config=_THEME) as self.layout:
             client.Style(Path(__file__).with_name("page.css").read_text(encoding="utf-8"))
             self._bar()
-            with v3.VNavigationDrawer(permanent=True, location="left", width=336, color="surface"):
+            with v3.VNavigationDrawer(
+                v_model=("panel_open",), permanent=True, location="left", width=336, color="surface", id="panel"
+            ):
                 self._input()
                 self._choices()
                 self._run()
                 self._log()
-            with v3.VNavigationDrawer(permanent=True, location="right", width=356, color="surface", v_if="has_result"):
+            with v3.VNavigationDrawer(
+                v_model=("results_open",),
+                permanent=True,
+                location="right",
+                width=356,
+                color="surface",
+                v_if="has_result",
+                id="results",
+            ):
                 self._shown()
                 self._figures()
                 self._review()
@@ -62,7 +84,8 @@ class Page:
 
     def _bar(self) -> None:
         with v3.VAppBar(height=48, flat=True, color="surface", border="b"):
-            v3.VIcon("mdi-layers-triple-outline", color="primary", classes="ml-4 mr-3", size=22)
+            _fold("panel_open", "Input and organs", "mdi-dock-left", classes="ml-2")
+            v3.VIcon("mdi-layers-triple-outline", color="primary", classes="ml-2 mr-3", size=22)
             with html.Div(classes="brand"):
                 html.Span(TITLE)
                 html.Small("Automatic organ segmentation")
@@ -79,25 +102,28 @@ class Page:
             ):
                 for name, icon in LAYOUTS.items():
                     v3.VBtn(icon=icon, value=name, size="36", raw_attrs=[f'title="{name}"', f'aria-label="{name}"'])
+            _fold("results_open", "Results", "mdi-dock-right", classes="mr-2", v_if="has_result")
 
     def _input(self) -> None:
-        state = TypedState(self.layout.state, LoadVolumeItemsState)
         with html.Div(classes="section"):
-            html.H3("Input volume")
+            html.H3("Input volume", id="volume-label")
             with html.Div(classes="d-flex align-center"):
                 _select("volumes", "volume", disabled=_WORKING, placeholder="No volume", id="volume")
-                self.open = LoadVolumeButton(
-                    name="Open a file, or all files of a DICOM series",
-                    load_directory=False,
-                    icon="mdi-file-plus-outline",
-                    typed_state=state,
-                    style="width: 40px",
-                )
+                with html.Form(), html.Label(classes="open", title=_OPEN_HELP):
+                    v3.VIcon("mdi-file-plus-outline", v_if="!opening")
+                    v3.VProgressCircular(v_else=True, indeterminate=True, size=24)
+                    html.Input(
+                        type="file",
+                        name="files",
+                        change=_SEND,
+                        disabled=("opening",),
+                        raw_attrs=["multiple", f'aria-label="{_OPEN_HELP}"'],
+                    )
             html.Div("{{ volume_note }}", classes="note", id="volume-note")
 
     def _choices(self) -> None:
         with html.Div(classes="section"):
-            html.H3("Model")
+            html.H3("Model", id="model-label")
             _select("models", "model", disabled=_WORKING, placeholder="Waiting for the engine", id="model")
             html.Div("{{ model_note }}", classes="note", v_if="model_note")
         with html.Div(classes="section"):
@@ -119,7 +145,7 @@ class Page:
                 html.Span(classes="swatch", style=("{background: o.css}",))
                 html.Span("{{ o.name }}")
         with html.Div(classes="section"):
-            html.H3("Device")
+            html.H3("Device", id="device-label")
             _select("devices", "device", disabled=_WORKING, id="device")
             html.Div("{{ device_note }}", classes="note", v_if="device_note", id="device-note")
 
@@ -153,14 +179,25 @@ class Page:
                 with html.Div(classes="note mt-2"):
                     html.Span("{{ stage }}", id="stage")
                     html.Span(" ({{ spent }})", v_if="!known && spent", id="spent")
-            with v3.VAlert(v_if="error", type="error", variant="tonal", density="compact", classes="mt-3", id="error"):
+            with v3.VAlert(
+                v_if="error || engine === 'failed'",
+                type="error",
+                variant="tonal",
+                density="compact",
+                classes="mt-3",
+                id="error",
+            ):
                 html.Div("{{ error }}")
                 v3.VBtn("Try again", v_if="engine === 'failed'", size="small", variant="tonal", click=session.greet)
 
     def _log(self) -> None:
         with html.Div(classes="section", style="border-bottom: 0"):
-            with html.Div(
-                classes="d-flex align-center", style="cursor: pointer", click="log_open = !log_open", id="log"
+            with html.Button(
+                type="button",
+                classes="log-head",
+                click="log_open = !log_open",
+                raw_attrs=[':aria-expanded="log_open"'],
+                id="log",
             ):
                 html.H3("Log", classes="mb-0")
                 v3.VIcon("{{ log_open ? 'mdi-chevron-up' : 'mdi-chevron-down' }}", size=16, classes="ml-1")
@@ -196,16 +233,26 @@ class Page:
                         classes="mr-5",
                         id=f"switch-{name}",
                     )
-            v3.VBtn(
-                "Undo the last run",
-                v_if="can_undo",
-                size="small",
-                variant="text",
-                prepend_icon="mdi-undo",
-                disabled=(_WORKING,),
-                click=self._session.undo,
-                id="undo",
-            )
+            with html.Div(classes="d-flex mt-2", style="gap: 6px"):
+                v3.VBtn(
+                    "Download",
+                    size="small",
+                    variant="tonal",
+                    prepend_icon="mdi-download",
+                    href=RESULT,
+                    raw_attrs=['download title="The organs as segments, for Slicer and others (.seg.nrrd)"'],
+                    id="download",
+                )
+                v3.VBtn(
+                    "Undo the last run",
+                    v_if="can_undo",
+                    size="small",
+                    variant="text",
+                    prepend_icon="mdi-undo",
+                    disabled=(_WORKING,),
+                    click=self._session.undo,
+                    id="undo",
+                )
 
     def _figures(self) -> None:
         with html.Div(classes="section"):
@@ -217,14 +264,17 @@ class Page:
                 with html.Tbody(), html.Tr(v_for="row in rows", key="row.organ"):
                     with html.Td(), html.Div(classes="organ-name"):
                         html.Span(classes="swatch", style=("{background: row.css}",))
-                        html.Span("{{ row.organ }}")
-                    html.Td("{{ row.ml }}")
-                    html.Td("{{ row.hu }}")
-                    with html.Td(), v3.Template(v_if="row.percent !== null"):
-                        with html.Span(classes="bar"):
-                            html.Span(classes=("{low: row.percent < 80}",), style=("{width: row.percent + '%'}",))
-                        html.Span("{{ row.percent }} %")
+                        html.Span("{{ row.organ }}{{ row.mark }}")
+                    html.Td("not found", v_if="row.ml === null", colspan=3, classes="absent")
+                    with v3.Template(v_else=True):
+                        html.Td("{{ row.ml }}")
+                        html.Td("{{ row.hu }}")
+                        with html.Td(), v3.Template(v_if="row.percent !== null"):
+                            with html.Span(classes="bar"):
+                                html.Span(classes=("{low: row.percent < 80}",), style=("{width: row.percent + '%'}",))
+                            html.Span("{{ row.percent }} %")
             html.Div("{{ run_note }}", classes="note", id="run-note")
+            html.Div("† reaches the scan's end: a part of it may lie outside.", classes="note", v_if="cut_off")
 
     def _review(self) -> None:
         session = self._session
@@ -246,8 +296,9 @@ class Page:
                         disabled=("!review_here",),
                     )
                 with (
-                    html.Div(classes="places"),
-                    html.Div(
+                    html.Div(classes="places", title="Counted from 1 at the file's first slice"),
+                    html.Button(
+                        type="button",
                         v_for="(item, n) in review",
                         key="n",
                         classes=("['place', {current: item.current, checked: item.checked}]",),
@@ -259,6 +310,12 @@ class Page:
                     html.Span("slice {{ item.slices }}", classes="slices")
                     html.Span("{{ item.percent }} %")
                     v3.VIcon("mdi-check", size=14, color="success", v_if="item.checked", classes="ml-2")
+
+
+def _fold(name: str, text: str, icon: str, **more: Any) -> None:
+    """A button that folds one of the drawers and opens it again."""
+    attributes = [f'title="{text}"', f'aria-label="{text}"', f':aria-expanded="{name}"']
+    v3.VBtn(icon=icon, variant="text", size="36", click=f"{name} = !{name}", raw_attrs=attributes, **more)
 
 
 def _small_button(text: str, icon: str, click: Any, **more: Any) -> None:

@@ -5,6 +5,7 @@ Every decision about segmenting is the Logic's; here its events become words and
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,10 +13,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import slicer
-from loading import LoadError, describe, load_files, load_volume
+from loading import describe, open_volume, series_name
 from state import FIRST, css
-from trame_slicer.utils import write_client_files_to_dir
 
+from pgpsam.errors import UserError
+from pgpsam.image import ITK_IN, NIFTI
 from PGPSAMSegment import PGPSAMSegmentLogic
 from PGPSAMSegmentLib import review, scene, table
 from PGPSAMSegmentLib.engine import Engine
@@ -25,6 +27,7 @@ from PGPSAMSegmentLib.resultpanel import show_3d
 from PGPSAMSegmentLib.reviewpanel import go_to, jump
 
 LOG_LINES = 200
+DETACHED = (".raw", ".zraw", ".gz")  # the voxels of an .mhd or .nhdr beside it
 GRAY = "#888888"
 
 
@@ -33,18 +36,18 @@ class Session:
 
     Args:
         server: trame's.
-        slicer_app: trame-slicer's SlicerApp.
         views: see `views.Views`.
         command: starts the engine's worker.
         model: name of the model that is chosen at first, or "".
     """
 
-    def __init__(self, server: Any, slicer_app: Any, views: Any, command: Sequence[str], model: str = "") -> None:
-        self._state, self._app, self._views = server.state, slicer_app, views
+    def __init__(self, server: Any, views: Any, command: Sequence[str], model: str = "") -> None:
+        self._state, self._views = server.state, views
         self._first_model = model
         self._scratch = TemporaryDirectory(prefix="pgpsam-view-")
         self._volumes: list[Any] = []
         self._shown_volume: Any = None
+        self._notes: dict[str, str] = {}  # ID of a segmentation -> what its latest run found
         self._began = 0.0
         self._state.update(FIRST)
         self.logic = PGPSAMSegmentLogic(engineFactory=lambda: Engine(command, self._scratch.name))
@@ -54,6 +57,8 @@ class Session:
         self._follow("confidence", self._on_confidence)
         self._follow("show_3d", self._on_show_3d)
         self._follow("layout", self._on_layout)
+        self._follow("panel_open", self._views.fit_at_resize)
+        self._follow("results_open", self._views.fit_at_resize)
         self.greet()
 
     def greet(self) -> None:
@@ -72,20 +77,29 @@ class Session:
         """Loads a file or folder of this machine.
 
         Raises:
-            LoadError: it is no volume.
+            UserError: it is no volume.
         """
-        self._add_volume(load_volume(self._app, path))
+        self._add_volume(open_volume(path))
 
-    def open_uploaded(self, files: list[dict[str, Any]]) -> None:
-        """Loads what the browser has sent: one file, or those of a DICOM series."""
-        with TemporaryDirectory() as folder, self._state:
-            if self.logic.busy:  # its organs would be drawn over the other volume
-                self.fail("A volume is being segmented: open another one when it is done, or cancel.")
-                return
+    def open_files(self, files: Sequence[Path]) -> None:
+        """Loads what the browser has sent into a folder: volumes, or else a DICOM series; tells what it leaves out."""
+        if self.logic.busy:  # its organs would be drawn over the other volume
+            self.fail("A volume is being segmented: open another one when it is done, or cancel.")
+            return
+        folder = files[0].parent
+        volumes = [file for file in files if file.name.lower().endswith((*NIFTI, *ITK_IN))]
+        name, wrong = "" if volumes else series_name(files), []
+        for path in volumes or [folder]:
             try:
-                self._add_volume(load_files(self._app, write_client_files_to_dir(files, folder), files[0]["name"]))
-            except LoadError as error:
-                self.fail(str(error))
+                self._add_volume(open_volume(path, name))
+            except UserError as error:
+                wrong.append(str(error).replace(f"{folder}{os.sep}", "").replace(str(folder), "the selection"))
+        known = (*NIFTI, *ITK_IN, *DETACHED)
+        left_out = [file.name for file in files if volumes and not file.name.lower().endswith(known)]
+        if left_out:
+            wrong.append(f"Left out, as they are no volumes: {', '.join(left_out)}. Open a DICOM series by itself")
+        if wrong:
+            self.fail("; ".join(wrong))
 
     def _add_volume(self, volume: Any) -> None:
         self._volumes.append(volume)
@@ -99,12 +113,12 @@ class Session:
         if volume is None or volume is self._shown_volume:
             return
         self._shown_volume = volume
-        self._state.volume_note = describe(volume)
+        self._state.update({"volume_note": describe(volume), "error": ""})
+        self._views.show_volume(volume)
         for node in self._segmentations():
             scene.show(node, "masks")
             scene.overlay_confidence(node, False)
             node.SetDisplayVisibility(False)
-        self._views.show_volume(volume)
         self._show_result()
 
     # -------------------------------------------------------------------------------------------------- the run
@@ -147,13 +161,19 @@ class Session:
             self._state.spent = duration(time.monotonic() - self._began)
 
     def undo(self) -> None:
-        """The button "Undo": takes the last run back."""
+        """The button "Undo": takes the last run back, if it is the shown volume's."""
+        node = self.segmentation
+        if not self._can_undo(node):
+            return
+        segmentation_id = node.GetID()
         try:
             self.logic.undo()
         except SceneError as error:
             self.fail(str(error))
             return
-        self.say("The last run was undone.")
+        self._notes.pop(segmentation_id, None)
+        self._state.error = ""
+        self.say(f"The last run on '{self.volume.GetName()}' was undone.")
         self._show_result()
 
     def fail(self, message: str) -> None:
@@ -208,7 +228,8 @@ class Session:
         found = sum(1 for organ in event["organs"] if organ["volume_ml"])
         where, took = titles.get(event["device"], event["device"]), duration(time.monotonic() - self._began)
         line = f"{found} of {len(event['organs'])} organs found in {took} on {where}."
-        self._state.update({"engine": "ready", "run_note": line})
+        self._state.engine = "ready"
+        self._notes[segmentationNode.GetID()] = line
         self.say(line)
         if not self._state.has_result:
             self._views.fit_at_resize()  # the results' drawer opens and takes some of their width
@@ -238,15 +259,18 @@ class Session:
     def _show_result(self) -> None:
         """Everything on the right of the page, as the scene has it."""
         node = self.segmentation
-        self._state.update({"has_result": node is not None, "can_undo": self.logic.history.can_undo})
+        self._state.update({"has_result": node is not None, "can_undo": self._can_undo(node)})
         if node is None:
             return
-        colors = self._colors(node)
+        self._state.run_note = self._notes.get(node.GetID(), "")
+        colors, cut = self._colors(node), table.cut_off(node)
+        self._state.cut_off = bool(cut)
         self._state.rows = [
             {
                 "organ": organ,
+                "mark": " †" if organ in cut else "",
                 "css": colors.get(organ, GRAY),
-                "ml": _figure(volume, 1),
+                "ml": _figure(volume, 1) if volume else None,  # it was not found
                 "hu": _figure(intensity, 0),
                 "percent": _percent(confidence),
             }
@@ -262,13 +286,33 @@ class Session:
             scene.show(self.segmentation, self._state.show)
 
     def _on_confidence(self) -> None:
-        if self.segmentation is not None:
+        if self.segmentation is None:
+            return
+        try:
             scene.overlay_confidence(self.segmentation, self._state.confidence)
+        except SceneError as error:
+            self._state.confidence = False
+            self.fail(str(error))
 
     def _on_show_3d(self) -> None:
         if self.segmentation is not None:
             show_3d(self.segmentation, self._state.show_3d)
             self._views.draw()
+
+    def save(self, path: Path) -> str:
+        """Writes the shown volume's segments, as they are now, to a .seg.nrrd.
+
+        Returns:
+            What the file may be called; "" where there is nothing to write, or no room.
+        """
+        storage = slicer.vtkMRMLSegmentationStorageNode()
+        storage.SetFileName(str(path))
+        written = self.segmentation is not None and storage.WriteData(self.segmentation)
+        return f"{self.volume.GetName()}.seg.nrrd" if written else ""
+
+    def _can_undo(self, node: Any) -> bool:
+        """Whether the latest run is this segmentation's: another volume's is not taken back from here."""
+        return node is not None and self.logic.history.can_undo and self.logic.history.last is node
 
     def _on_layout(self) -> None:
         self._views.layouts.set_layout(self._state.layout)
@@ -331,7 +375,7 @@ class Session:
 
 
 def _figure(value: float, digits: int) -> str:
-    return "" if value != value else f"{value:.{digits}f}"
+    return "" if value != value else f"{round(value, digits) + 0.0:.{digits}f}"  # no "-0"
 
 
 def _percent(share: float) -> int | None:

@@ -9,6 +9,7 @@ FIRST: dict[str, Any] = {
     "volumes": [],  # {"title", "value": the node's ID} each
     "volume": None,  # ID of the chosen one
     "volume_note": "",
+    "opening": False,  # a tab's own: files are on their way
     # What to do: the engine's models and devices, as it tells them.
     "models": [],  # {"title", "value": the model's folder} each
     "model": None,
@@ -33,13 +34,16 @@ FIRST: dict[str, Any] = {
     "show": "masks",  # masks, both, prompts
     "confidence": False,
     "show_3d": True,
-    "rows": [],  # {"organ", "css", "ml", "hu", "percent"} each
+    "rows": [],  # {"organ", "mark", "css", "ml", "hu", "percent"} each
+    "cut_off": False,  # whether any is marked
     "review": [],  # {"organ", "slices", "percent", "checked", "current", "css"} each
     "review_here": "",  # the current place: "", open, checked
     "review_note": "",
     "review_percent": 0,
     # The rest.
     "layout": "Four views",
+    "panel_open": True,
+    "results_open": True,
     "log": [],
     "log_open": False,
 }

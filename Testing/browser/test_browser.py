@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import re
 import socket
 import subprocess
@@ -23,6 +24,7 @@ from driving import (
     still_picture,
     wait_until,
 )
+from made_files import BROKEN, write_nifti, write_series
 
 COUNTED = r"Segmenting slices: (\d+) of 10"
 
@@ -110,12 +112,29 @@ class TestPage:
 
     def test_the_table_gives_volume_intensity_and_confidence(self, page: Any) -> None:
         rows = [row.locator("td").all_inner_texts() for row in page.locator("#figures tbody tr").all()]
-        liver = next(row for row in rows if row[0].strip() == "liver")
+        liver = next(row for row in rows if "liver" in row[0])
         assert len(rows) == 13
+        assert liver[0].strip() == "liver †", "it goes on above and below these ten slices"
         assert 50 < float(liver[1]) < 600  # ten slices of 3 mm
         assert 0 < float(liver[2]) < 200
         assert re.fullmatch(r"\s*\d+ %", liver[3])
-        assert re.search(r"\d+ of 13 organs found in \d+ (s|min) on", page.inner_text("#run-note"))
+        found = re.search(r"(\d+) of 13 organs found in \d+ (s|min) on", page.inner_text("#run-note"))
+        assert found
+        assert [row[1] for row in rows].count("not found") == 13 - int(found[1])
+
+    def test_the_download_holds_the_organs_of_the_table(self, page: Any, tmp_path: Path) -> None:
+        from pgpsam.volume import read_labels
+
+        page.focus("#download")
+        with page.expect_download() as download:
+            page.keyboard.press("Enter")
+        assert download.value.suggested_filename == "abdomen.seg.nrrd"
+        download.value.save_as(tmp_path / "abdomen.seg.nrrd")
+        labels, affine, names = read_labels(tmp_path / "abdomen.seg.nrrd")
+        voxel = abs(np.linalg.det(affine[:3, :3])) / 1000
+        rows = [row.locator("td").all_inner_texts() for row in page.locator("#figures tbody tr").all()]
+        listed = {row[0].strip(" †\n"): row[1] for row in rows if row[1] != "not found"}
+        assert {names[i]: f"{(labels == i).sum() * voxel:.1f}" for i in names} == listed
 
     def test_the_switches_change_what_the_views_show(self, page: Any) -> None:
         masks = still_picture(page, "Axial")
@@ -140,7 +159,7 @@ class TestPage:
         page.click("#review-next")
         wait_until(lambda: page.locator(".place.current").count() == 1, "a current place")
         assert "current" in places.first.get_attribute("class")
-        ends = [int(n) for n in re.findall(r"\d+", places.first.locator(".slices").inner_text())]
+        ends = [int(n) - 1 for n in re.findall(r"\d+", places.first.locator(".slices").inner_text())]
         affine = nibabel.load(ct).affine
         low, high = (affine[2, 3] + affine[2, 2] * ends[n] for n in (0, -1))  # its axes are those of the patient
         axial = page.locator(".layout-grid-item", has=page.get_by_text("Axial", exact=True))
@@ -179,11 +198,72 @@ class TestPage:
         wait_until(lambda: page.locator("#figures").count(), "the first volume's results")
         wait_until(lambda: colored(page, "Axial") > 0.01, "its organs")
 
-    def test_a_click_on_a_place_goes_there(self, page: Any) -> None:
+    def test_the_enter_key_on_a_place_goes_there(self, page: Any) -> None:
         last = page.locator(".place").last
-        last.click()
+        last.focus()
+        page.keyboard.press("Enter")
         wait_until(lambda: "current" in last.get_attribute("class"), "the place that was clicked")
         assert page.locator(".place.current").count() == 1
+
+    def test_every_field_has_a_name_and_the_button_a_contrast(self, page: Any) -> None:
+        missing = """[...document.querySelectorAll('[aria-labelledby]')].map((e) => e.getAttribute('aria-labelledby'))
+            .filter((id) => !document.getElementById(id))"""
+        assert page.evaluate(missing) == []
+        assert page.get_by_label("Open files, or all files of a DICOM series").count() == 1
+        colors = page.evaluate("(({color, backgroundColor}) => [color, backgroundColor])(getComputedStyle(run))")
+        dark, light = sorted(map(luminance, colors))
+        assert (light + 0.05) / (dark + 0.05) > 4.5
+
+    def test_the_drawers_fold_in_a_narrow_window(self, page: Any) -> None:
+        size = page.viewport_size
+        page.set_viewport_size({"width": 800, "height": 700})
+        for name in ("Input and organs", "Results"):
+            page.focus(f'[aria-label="{name}"]')
+            page.keyboard.press("Enter")
+        view = page.locator(".layout-grid-item").first
+        wait_until(lambda: view.bounding_box()["width"] > 350, "wider views")
+        for name in ("Input and organs", "Results"):
+            page.click(f'[aria-label="{name}"]')
+        page.set_viewport_size(size)
+        wait_until(lambda: page.locator("#run").bounding_box()["x"] >= 0, "the drawer")
+
+    def test_the_open_log_shows_its_end(self, page: Any) -> None:
+        log_lines(page)
+        ends = """() => {
+            const box = document.querySelector('#log-lines'), text = document.createRange();
+            text.selectNodeContents(box);
+            return [text.getBoundingClientRect().bottom, box.getBoundingClientRect().bottom];
+        }"""
+        page.evaluate("document.querySelector('#log-lines').style.maxHeight = '20px'")
+        last, bottom = page.evaluate(ends)
+        assert last <= bottom + 1
+
+    def test_a_file_that_does_not_arrive_is_told(self, page: Any, ct: Path) -> None:
+        page.route("**/open", lambda route: route.abort())
+        page.set_input_files("input[type=file]", str(ct))
+        wait_until(lambda: page.locator("#error").count(), "the error")
+        assert "could not be opened" in page.inner_text("#error")
+        page.unroute("**/open")
+
+    def test_a_closed_tab_takes_its_upload_with_it(
+        self, page: Any, browser: Any, app: RunningApp, ct: Path, tmp_path: Path
+    ) -> None:
+        (tmp_path / "big.nii.gz").write_bytes(bytes(80_000_000))
+        tab = browser.new_page()
+        tab.goto(app.url)
+        wait_until(lambda: "Engine ready" in tab.inner_text("#engine"), "the second tab")
+        tab.set_input_files("input[type=file]", str(tmp_path / "big.nii.gz"))
+        page.wait_for_timeout(700)
+        tab.close()
+        before = page.locator(".v-select").first.inner_text()
+        page.wait_for_timeout(2000)
+        assert page.locator("input[type=file]:enabled").count() == 1
+        assert "Connection" not in log_lines(page)
+        page.set_input_files("input[type=file]", str(ct))
+        wait_until(lambda: page.locator(".v-select").first.inner_text() != before, "the file of the first tab")
+        page.locator(".v-select", has=page.locator("#volume")).click()
+        page.locator(".v-list-item", has_text="abdomen").first.click()
+        wait_until(lambda: page.locator("#figures").count(), "the first volume's results")
 
     def test_a_file_that_is_opened_during_a_run_has_to_wait(self, page: Any, ct: Path) -> None:
         before = page.inner_text("#volume-note")
@@ -202,6 +282,52 @@ class TestPage:
         wait_until(lambda: "(2)" not in page.inner_text("#review"), "the first run's result")
         assert page.locator("#figures tbody tr").count() == 13
         assert page.locator(".place.checked").count() == 1
+
+
+def luminance(color: str) -> float:
+    """Of "rgb(r, g, b)", as the WCAG have it."""
+    shares = [int(n) / 255 for n in re.findall(r"\d+", color)[:3]]
+    return float(
+        np.dot([0.2126, 0.7152, 0.0722], [s / 12.92 if s <= 0.04 else ((s + 0.055) / 1.055) ** 2.4 for s in shares])
+    )
+
+
+SOCKET = """(url) => new Promise((answer) => {
+    const socket = new WebSocket(url);
+    socket.onopen = () => answer('open');
+    socket.onerror = () => answer('refused');
+})"""
+
+
+def test_other_sites_get_nothing_and_no_file_is_written_where_its_name_says(browser: Any, tmp_path: Path) -> None:
+    app = RunningApp([], {}, tmp_path / "app.log")
+    address = app.url.removeprefix("http://").rstrip("/")
+    page = browser.new_page()
+    target = tmp_path / "written.nii.gz"
+    body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="%s"\r\n\r\n' % bytes(target)
+    body += write_nifti(tmp_path / "ct.nii.gz").read_bytes() + b"\r\n--x--\r\n"
+
+    def ask(method: str, path: str, **headers: str) -> int:
+        connection = http.client.HTTPConnection(address, timeout=60)
+        headers = {"Content-Type": "multipart/form-data; boundary=x", "Host": address, **headers}
+        connection.request(method, path, body if method == "POST" else None, headers)
+        return connection.getresponse().status
+
+    try:
+        other = page.goto(app.url.replace("127.0.0.1", "attacker.localhost"))  # it leads to this machine, too
+        assert (other.status, page.evaluate(SOCKET, f"ws://{address}/ws")) == (403, "refused")
+        page.goto(app.url)
+        assert page.evaluate(SOCKET, f"ws://{address}/ws") == "open"
+        for site in ("http://evil.example", "null", "http://localhost:1"):
+            assert ask("POST", "/open", Origin=site) == 403
+        assert ask("GET", "/index.html", Host="evil.example") == 403
+        assert ask("GET", "/result.seg.nrrd") == 404
+        assert ask("POST", "/open", Origin=f"http://{address}") == 200
+        wait_until(lambda: "12 × 14 × 9" in page.inner_text("#volume-note"), "the file that the page itself sent")
+        assert not target.exists()
+    finally:
+        page.close()
+        app.close()
 
 
 def test_a_dicom_series_opens_and_an_engine_that_cannot_start_is_told_in_one_line(
@@ -226,18 +352,19 @@ def test_a_dicom_series_opens_and_an_engine_that_cannot_start_is_told_in_one_lin
         app.close()
 
 
-@pytest.mark.parametrize("fault", ["no such file", "no volume", "port in use"])
+@pytest.mark.parametrize("fault", ["no such file", "no volume", "broken series", "port in use"])
 def test_what_the_user_can_mend_ends_with_one_line_and_2(drawable: None, tmp_path: Path, fault: str) -> None:
     (tmp_path / "letter.nii.gz").write_bytes(b"Dear Sir or Madam")
+    write_series(tmp_path / "series", TransferSyntaxUID=BROKEN)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1]) if fault == "port in use" else "8137"
-        name = "letter.nii.gz" if fault == "no volume" else "nothing.nii.gz"
+        name = {"no volume": "letter.nii.gz", "broken series": "series"}.get(fault, "nothing.nii.gz")
         command = [sys.executable, str(HERE / "app.py"), str(tmp_path / name), "--no-browser", "--port", port]
         result = subprocess.run(command, capture_output=True, text=True, timeout=RUN_S)
     assert result.returncode == 2
     line = result.stderr.splitlines()[-1]
     assert line.startswith("app.py: ")
-    assert {"no such file": "no such file", "no volume": "cannot be read", "port in use": "--port"}[fault] in line
+    assert {"no such file": "does not exist", "port in use": "--port"}.get(fault, "can't be read") in line
     assert "Traceback" not in result.stderr

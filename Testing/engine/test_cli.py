@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import nibabel
@@ -16,9 +17,12 @@ import pytest
 
 from pgpsam.cli import agreement, main, print_agreement
 from pgpsam.cohort import segment_cohort
+from pgpsam.hello import hello
 from pgpsam.labels import ABDOMEN
+from pgpsam.models.store import find_model, load_spec
 from pgpsam.segmenter import Segmenter
 from pgpsam.terminal import ProgressReporter, print_table
+from pgpsam.training.finetune import trained_cases
 from pgpsam.volume import write_array
 from phantoms import make_phantom
 
@@ -317,6 +321,75 @@ def test_models_and_info(quick_model):
     assert "spleen, liver" in done.stdout
     assert pgpsam("models").returncode == 0
     assert pgpsam("info", "no-such-model").returncode == 2
+
+
+def edited(model, folder, **changes):
+    """A copy of a model with other words in its model.json."""
+    shutil.copytree(model, folder)
+    spec = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps(spec | changes))
+    return folder
+
+
+def test_a_model_goes_by_the_name_of_its_folder(quick_model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PGPSAM_MODELS", str(tmp_path))
+    for folder in ("bobs-model", "my-liver"):
+        edited(quick_model, tmp_path / folder, name="my-liver")
+    listed = {model["name"]: model for model in hello()["models"]}
+    for name in ("bobs-model", "my-liver"):
+        assert find_model(name) == tmp_path / name == Path(listed[name]["folder"])
+        assert listed[name]["title"] == f"{name}: 2 organs"
+    assert main(["models"]) == 0
+    printed = capsys.readouterr().out
+    assert "bobs-model" in printed
+
+
+REPORTED = {"dice": 0.9, "organs": 2}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"scores": {"summary": {"reported": REPORTED}}},
+        {"scores": {"summary": None}},
+        {"scores": {"summary": []}},
+        {"scores": {"summary": {"reported": {"dice": 0.9}}, "split": ["a"]}},
+        {"scores": {"summary": {"reported": {**REPORTED, "dice": "good"}}, "split": ["a"]}},
+        {"scores": {}, "training": {"started_from": None}},
+    ],
+)
+def test_scores_that_cannot_be_read_do_not_hide_a_model_or_others(quick_model, tmp_path, monkeypatch, caplog, changes):
+    monkeypatch.setenv("PGPSAM_MODELS", str(tmp_path))
+    odd = edited(quick_model, tmp_path / "odd", **changes)
+    edited(quick_model, tmp_path / "whole", scores={"summary": {"reported": REPORTED}, "split": ["a"]})
+    scores = {model["name"]: model["score"] for model in hello()["models"]}
+    assert scores["odd"] == ""
+    assert scores["whole"] == "Dice 0.90, mean of 2 organs in 1 held-out cases"
+    assert "the scores of model quick are not as training writes them" in caplog.text
+    assert trained_cases(load_spec(odd)) == changes.get("training", {"cases": ["case_0", "case_1"]}).get("cases", [])
+
+
+def test_models_that_are_left_out_are_told_with_the_reason(quick_model, tmp_path, monkeypatch):
+    monkeypatch.setenv("PGPSAM_MODELS", str(tmp_path))
+    edited(quick_model, tmp_path / "newer", schema_version=99)
+    edited(quick_model, tmp_path / "my liver")
+    answer = hello()
+    assert not {"newer", "my liver", "quick"} & {model["name"] for model in answer["models"]}
+    misnamed, newer = answer["left_out"]
+    assert misnamed.startswith(f"{tmp_path / 'my liver'}: this cannot name a model. Rename the folder")
+    assert newer.startswith(f"{tmp_path / 'newer' / 'model.json'}: schema_version 99: the model was made by a newer")
+
+
+@pytest.mark.parametrize(
+    ("backend", "kept"),
+    [("matplotlib_inline.backend_inline", find_spec("matplotlib_inline")), ("matplotlib.backends.backend_svg", True)],
+)
+def test_a_notebooks_backend_that_this_python_lacks_does_not_matter(backend, kept):
+    code = "import os, pgpsam.report; print(os.environ['MPLBACKEND'])"
+    environment = os.environ | {"MPLBACKEND": f"module://{backend}"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    assert done.stdout.strip() == (f"module://{backend}" if kept else "agg")
 
 
 @pytest.mark.parametrize(

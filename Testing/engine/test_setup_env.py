@@ -406,6 +406,25 @@ class TestInstall:
         assert "holds other files" in only_line(result)
         assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["chapter1.txt"]
 
+    def test_files_beside_an_environment_are_never_deleted(self, installed: Path, wheels: Path, tmp_path: Path) -> None:
+        mine = tmp_path / "mine"
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(mine)], check=True)
+        (mine / "data").mkdir()
+        (mine / "thesis.txt").write_text("years of work")
+        result = run_setup(installed, "install", "--wheels", wheels, PGPSAM_VENV=str(mine))
+        assert result.returncode == 2
+        assert f"{mine} holds other files" in only_line(result)
+        assert {"data", "thesis.txt", "pyvenv.cfg"} <= {path.name for path in mine.iterdir()}
+
+        (installed / ".venv" / "thesis.txt").write_text("years of work")
+        (installed / ".venv" / "setup-stamp.json").unlink()
+        (installed / ".venv" / "pyvenv.cfg").unlink()  # the variable keeps pip from the Python of this machine
+        result = run_setup(installed, "install", "--wheels", wheels, PIP_REQUIRE_VIRTUALENV="1")
+        assert result.returncode == 0, result.stderr
+        assert f"creating {installed / '.venv'}" in result.stdout
+        assert (installed / ".venv" / "thesis.txt").read_text() == "years of work"
+        (installed / ".venv" / "thesis.txt").unlink()
+
 
 class TestTest:
     def test_runs_every_check_even_after_a_failure(self, installed: Path, wheels: Path) -> None:
@@ -577,12 +596,27 @@ class TestSlicer:
         engine = tmp_path / "data" / "PGPSAMSegment" / "engine" / "engine.json"
         assert json.loads(engine.read_text())["python"] == str(installed / ".venv" / "bin" / "python")
 
-        engine.write_text(engine.read_text().replace('"own"', '"cpu"'))  # one that was installed in Slicer
+        # As one that was installed in Slicer.
+        code = "from PGPSAMSegmentLib.enginefolder import *; print(requirements_key(read_requirements(REQUIREMENTS)))"
+        engine.write_text(json.dumps({**json.loads(engine.read_text()), "build": "cpu", "key": ask(installed, code)}))
+        (engine.parent / "packages").mkdir()
         before = engine.read_bytes()
         result = run_setup(installed, "install", "--slicer", slicer / "Slicer", **data)
         assert "knows the module already" in result.stdout
         assert "the engine that was installed in Slicer stays" in result.stdout
         assert (len(self.settings(slicer)), engine.read_bytes()) == (2, before)
+
+    def test_an_engine_that_is_unfinished_in_slicer_makes_place(
+        self, installed: Path, slicer: Path, tmp_path: Path
+    ) -> None:
+        engine = tmp_path / "data" / "PGPSAMSegment" / "engine"
+        (engine / "packages").mkdir(parents=True)
+        (engine / "owner.txt").touch()
+        result = run_setup(installed, "install", "--slicer", slicer, XDG_DATA_HOME=str(tmp_path / "data"))
+        assert result.returncode == 0, result.stderr
+        assert "stays" not in result.stdout
+        python = json.loads((engine / "engine.json").read_text())["python"]
+        assert python == str(installed / ".venv" / "bin" / "python")
 
     def test_a_slicer_that_does_not_do_it_is_told_with_what_to_do_by_hand(
         self, installed: Path, slicer: Path, tmp_path: Path

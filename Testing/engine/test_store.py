@@ -25,6 +25,7 @@ from pgpsam.models import store
 from pgpsam.models.store import (
     SCHEMA_VERSION,
     ModelSpec,
+    check_model_name,
     find_model,
     list_models,
     load_model,
@@ -479,6 +480,17 @@ def test_shipped_models_are_found_above_the_engine(
     assert find_model("shipped") == tmp_path / "Extension" / "Resources" / "Models" / "shipped"
 
 
+@pytest.mark.parametrize("name", ["my-liver.", "con", "NUL", "com1.v2", "my liver", ".liver", "x" * 101])
+def test_names_that_a_system_would_not_keep_are_refused(name: str) -> None:
+    with pytest.raises(UserError, match="is not a plain name"):
+        check_model_name(name)
+
+
+@pytest.mark.parametrize("name", ["x", "my-liver.v2", "console", "com10", "nul-2", "x" * 100])
+def test_other_names_are_taken(name: str) -> None:
+    check_model_name(name)
+
+
 @pytest.mark.parametrize("name", ["no-such", "../mine", "..", "a/b/c", "mine\n", "", "~nobody/x", "x" * 5000])
 def test_an_unknown_name_lists_the_known_ones(shelves: tuple[Path, Path], name: str) -> None:
     save_model(shelves[1] / "mine", SPEC, TENSORS)
@@ -498,7 +510,17 @@ def test_list_models_shows_good_and_damaged_ones(shelves: tuple[Path, Path]) -> 
         save_model(path, SPEC, TENSORS)
     edit(own / "broken", schema_version=9)
     (own / "notes").mkdir()
+    (own / "good").rename(own / "good (copy)")
+    (own / ".good.0123abcd").mkdir()  # as a save that was killed leaves it
+    (own / ".good.0123abcd" / "model.json").write_text("{}")
     known = {path: found for path, found in list_models() if path.parent in shelves}
-    assert known.keys() == {chosen / "good", own / "broken"}  # the first "good" hides the second
+    assert known.keys() == {chosen / "good", own / "broken", own / "good (copy)"}
     assert known[chosen / "good"] == SPEC == load_spec(chosen / "good")
     assert "newer version" in str(known[own / "broken"])
+    assert str(known[own / "good (copy)"]).startswith(f"{own / 'good (copy)'}: this cannot name a model. Rename")
+
+
+def test_the_first_of_two_models_of_a_name_hides_the_second(shelves: tuple[Path, Path]) -> None:
+    for shelf in shelves:
+        save_model(shelf / "good", SPEC, TENSORS)
+    assert [path for path, _ in list_models() if path.parent in shelves] == [shelves[0] / "good"]

@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import os
+import re
 import shutil
 import weakref
 from dataclasses import replace
@@ -343,6 +345,40 @@ def test_a_stopped_run_does_not_go_on_from_another_model(phantoms, quick_model, 
     save_model(start, spec, {name: value + 1 for name, value in tensors.items()})
     with pytest.raises(UserError, match="other settings, slices or labels"):
         finetune(samples, dataset.labels, settings, out, name="m", device="cpu", resume=True)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows cannot limit the size of a process's files")
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_state_that_the_disk_refuses_costs_a_training_nothing_but_its_stop(
+    phantoms, quick_settings, tmp_path, monkeypatch, caplog, asked
+):
+    """A limit on the size of files stands in for the disk, but for the last step, which makes the model."""
+    import resource
+
+    monkeypatch.setattr("pgpsam.training.finetune.CHECKPOINT_SECONDS", 0.0)
+    before, iterations = resource.getrlimit(resource.RLIMIT_FSIZE), 3
+    dataset = read_dataset(phantoms)
+    settings = replace(quick_settings, iterations=iterations)
+    samples = choose_samples(dataset, dataset.cases[:1], SliceChoice(), settings)
+
+    def limit(news):
+        bytes_ = before[0] if news.iteration == iterations else 50_000
+        resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_, before[1]))
+        assert [path.name for path in tmp_path.iterdir()] == ["curves.csv"]  # nothing of the state before
+
+    common = {"name": "m", "device": "cpu", "progress": limit, "cancelled": lambda: asked}
+    refused = f"cannot save the state of the training in {tmp_path}: it could not be written whole"
+    try:
+        if asked:
+            with pytest.raises(UserError, match=re.escape(refused)):
+                finetune(samples, dataset.labels, settings, tmp_path, **common)
+            assert [path.name for path in tmp_path.iterdir()] == ["curves.csv"]
+        else:
+            finetune(samples, dataset.labels, settings, tmp_path, **common)
+            assert load_model(tmp_path)[0].name == "m"
+            assert caplog.text.count(f"the training goes on: {refused}") == iterations - 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_resume_without_a_stopped_run(phantoms, quick_settings, tmp_path):

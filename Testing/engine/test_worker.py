@@ -1,5 +1,7 @@
 """The worker as Slicer meets it: a real process, real pipes, the shipped model, a crop of a real CT."""
 
+import errno
+import io
 import json
 import os
 import queue
@@ -20,6 +22,7 @@ from pgpsam.labels import ABDOMEN
 from pgpsam.training.data import LoadedCase
 from pgpsam.training.suggest import k_centre
 from pgpsam.volume import Grid, read_labels, read_volume
+from pgpsam.worker import Answers
 from phantoms import make_phantom
 
 PATIENCE = 300.0  # seconds: the machine may be busy with other work, and torch is read from a cold disk
@@ -524,6 +527,34 @@ def test_a_log_that_cannot_be_written_is_one_line(tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------------- parts
+
+
+class FullDisk(io.RawIOBase):
+    """A stand-in for the file at Slicer's end: `room` bytes fit, and then the disk is full."""
+
+    def __init__(self, room):
+        self.room, self.written = room, b""
+
+    def write(self, data):
+        if not self.room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        taken = bytes(data[: self.room])
+        self.room -= len(taken)
+        self.written += taken
+        return len(taken)
+
+
+def test_on_a_full_disk_an_end_waits_and_progress_falls_out():
+    stream = FullDisk(room=10)  # within a line
+    answers = Answers(stream)
+    for done in range(3):
+        answers.send({"event": "progress", "done": done})
+    answers.send({"event": "done"})
+    stream.room = 1000
+    answers.send(None)
+    answers.send({"event": "progress", "done": 9})
+    told = [json.loads(line) for line in stream.written.splitlines()]
+    assert told == [{"event": "progress", "done": 0}, {"event": "done"}, {"event": "progress", "done": 9}]
 
 
 def test_organs_survive_the_way_there_and_back():

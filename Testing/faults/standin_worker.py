@@ -15,6 +15,7 @@ flood     at a `segment`: bytes without a newline
 deaf      at a `segment`: starts a child process of its own, answers no cancel and does not end with its input
 nameless  at a `segment`: an error without an id, as if the line could not be read
 newer     greets with protocol 99
+incomplete  does not begin: a package is missing
 """
 
 import json
@@ -89,6 +90,8 @@ def segment(mode, request, cancelled):
 def main(mode):
     cancelled = threading.Event()
     log(f"stand-in worker: {mode}")
+    if mode == "incomplete":
+        import a_package_that_is_not_there  # noqa: F401
     for line in sys.stdin:
         request = json.loads(line)
         if request["do"] == "hello":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 from listening import Ear, is_alive, wait_for_end
 
 from PGPSAMSegmentLib import childprocess
-from PGPSAMSegmentLib.engine import Engine
+from PGPSAMSegmentLib.engine import OWN_REPAIR, Engine
 
 STANDIN = Path(__file__).with_name("standin_worker.py")
 
@@ -178,6 +179,38 @@ def test_a_missing_python_is_named(tmp_path):
     assert end["kind"] == "user"
     assert end["message"] == f"the engine could not be started: there is no {tmp_path / 'no such python'}"
     assert end["hint"] == "Install or repair the engine, or choose another Python."
+
+
+@pytest.mark.parametrize("mode", ["newer", "incomplete"])
+def test_a_python_of_the_users_own_is_not_to_be_repaired(make_engine, mode):
+    """Repair is greyed out for it."""
+    end = Ear(make_engine(mode, repair=OWN_REPAIR)).ask("hello")
+    assert end["kind"] in ("protocol", "died")
+    assert end["hint"] == (
+        "Install pgpsam in this Python again (setup_env.py install, or pip install); "
+        "or press Remove, then Install, in the module's Engine section."
+    )
+
+
+def test_a_worker_whose_folder_was_cleaned_away_is_replaced(make_engine):
+    engine = make_engine("good")
+    pid = Ear(engine).ask("hello")["pid"]
+    shutil.rmtree(engine.scratch)
+    assert Ear(engine).ask("hello")["pid"] != pid
+    wait_for_end(pid)
+    assert engine.log_path.is_file()
+
+
+def test_silence_on_a_full_disk_is_no_fault_of_the_worker(make_engine, monkeypatch):
+    """What the system says of the disk is a stand-in."""
+    engine = make_engine("hangs", hang_s=2.0)
+    usage = shutil.disk_usage(".")._replace(free=4096)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage if path == engine.scratch else None)
+    end = Ear(engine).ask("segment")
+    assert (end["kind"], end["hint"]) == (
+        "hung",
+        f"The disk of {engine.scratch} is full: make room and try again.",
+    )
 
 
 def test_a_missing_package_points_to_repair(tmp_path):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import signal
 import sys
 import time
@@ -136,6 +137,37 @@ def test_a_result_that_the_disk_refuses_is_told_and_the_worker_stays(engine, req
     out = Path(request_fields["out"])
     assert not out.exists() or list(out.iterdir()) == []
     assert Ear(engine).ask("hello", PATIENCE_S)["pid"] == pid
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="only Linux sets the limits of another process")
+def test_an_answer_that_the_disk_has_no_room_for_comes_as_soon_as_it_has(engine):
+    """A limit on the size of files stands in for the disk that the worker's own standard output lies on."""
+    pid = Ear(engine).ask("hello", PATIENCE_S)["pid"]
+    (output,) = engine.scratch.glob("worker-*.out")
+    before = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (output.stat().st_size + 9, before[1]))  # within a line
+    try:
+        ear = Ear(engine)
+        engine.submit({"do": "hello"}, ear)
+        limit = time.monotonic() + 3
+        while time.monotonic() < limit:
+            engine.poll()
+            time.sleep(0.05)
+        assert engine.busy
+        assert ear.events == []
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, before)
+    assert ear.end(PATIENCE_S)["pid"] == pid
+
+
+def test_a_temporary_folder_that_was_cleaned_away_costs_nothing(engine, request_fields):
+    """As systemd-tmpfiles does while nobody asks for anything; the worker stands in this folder."""
+    pid = Ear(engine).ask("hello", PATIENCE_S)["pid"]
+    shutil.rmtree(engine.scratch)
+    ear, number = begin(engine, request_fields)
+    engine.cancel(number)
+    assert ear.end(PATIENCE_S)["kind"] == "cancelled"
+    wait_for_end(pid)
 
 
 def test_closing_leaves_no_process(engine):

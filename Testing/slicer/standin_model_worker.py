@@ -40,7 +40,7 @@ def answer(**event):
 
 
 def add_model(models, name, organs, **more):
-    """Writes a model's folder; tests do that as well."""
+    """Writes a model's folder; tests do that as well, and one with `left_out` says why it is not listed."""
     folder = Path(models) / name
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "CARD.md").write_text(f"# {name}\n\nA stand-in's card.\n")
@@ -59,8 +59,9 @@ def add_model(models, name, organs, **more):
     (folder / "model.json").write_text(json.dumps(facts))
 
 
-def models_of(folder):
-    return [json.loads(path.read_text()) for path in sorted(Path(folder).glob("*/model.json"))]
+def models_of(folder, left_out=False):
+    found = [json.loads(path.read_text()) for path in sorted(Path(folder).glob("*/model.json"))]
+    return [model for model in found if ("left_out" in model) is left_out]
 
 
 def hello(folder):
@@ -73,6 +74,7 @@ def hello(folder):
         "device_note": "The engine's torch was built without CUDA.",
         "default_device": "cpu",
         "models": models_of(folder),
+        "left_out": [model["left_out"] for model in models_of(folder, left_out=True)],
     }
 
 
@@ -146,7 +148,7 @@ def finetune(number, request, models, mode, cancelled):
         id=number, event="progress", stage="training", done=1, total=request["iterations"], eta_s=60, note="loss 1.0"
     )
     out = Path(request["out"])
-    out.mkdir(parents=True)
+    out.mkdir(parents=True, exist_ok=True)
     if mode == "slow" and is_cancelled(models, cancelled):
         return CANCELLED
     told = {key: request.get(key) for key in ("start_from", "iterations", "labels", "method")}

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -26,6 +27,18 @@ from PGPSAMSegmentLib.installhints import explain
 ROOT = Path(__file__).resolve().parents[2]
 REQUIREMENTS = "torch>=2.6,<3\ntorchvision>=0.21,<1\nsegment-anything>=1.0,<2\n"
 PROBE = "import torch, torchvision, segment_anything, pgpsam"
+# Stands in for a Slicer in which Install was pressed: `python -c STANDIN_SLICER FOLDER PYTHON REQUIREMENTS`.
+STANDIN_SLICER = f"""
+import dataclasses, pathlib, sys, time
+sys.path.insert(0, {str(ROOT / "PGPSAMSegment")!r})
+from PGPSAMSegmentLib import install
+folder, python, requirements = sys.argv[1:]
+plan = install.make_plan(pathlib.Path(folder), python, build="auto", requirements=pathlib.Path(requirements))
+work = install.Installation(dataclasses.replace(plan, problems=[]), print)
+while work.busy:
+    work.poll()
+    time.sleep(0.05)
+"""
 
 posix = pytest.mark.skipif(os.name == "nt", reason="the stand-in for Slicer is a shell script")
 
@@ -143,11 +156,23 @@ def test_a_cancelled_installation_is_seen_and_repaired(plan_for, wheels):
         install.worker_command(plan.folder)
     (plan.folder / "packages" / "torch").mkdir(parents=True)  # as cut short while pip was moving its files
 
-    repair = install.repair_plan(plan.folder, requirements=plan_for.requirements)
-    assert (repair.python, repair.wheels) == (plan.python, plan.wheels)
-    assert run(repair)[-1] == {"event": "done"}
+    assert run(plan_for(wheels=wheels))[-1] == {"event": "done"}
     assert install.status(plan.folder, plan_for.requirements).state == "ready"
     assert (plan.folder / "packages" / "torch" / "__init__.py").is_file()
+
+
+def test_what_an_installation_replaces_counts_as_free(tmp_path, monkeypatch):
+    monkeypatch.setattr(installplan.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**12, 0, 9 * 10**9))
+    enginefolder.claim(tmp_path)
+    problems = install.make_plan(tmp_path, build="cu128").problems
+    assert ["about 9.5 GB are needed and 9.0 free" in message for message, _ in problems] == [True]
+    for part, size in (("packages", 400_000_000), ("temp", 200_000_000)):
+        (tmp_path / part / "torch").mkdir(parents=True)
+        with (tmp_path / part / "torch" / "large").open("wb") as file:
+            file.truncate(size)  # takes no room on the disk
+    plan = install.make_plan(tmp_path, build="cu128")
+    assert plan.problems == []
+    assert "Disk: about 9.5 GB of 9.6 GB free" in plan.describe()
 
 
 @posix
@@ -223,16 +248,71 @@ def test_packages_that_do_not_start_are_no_success(plan_for, wheels):
 
 
 @posix
+@pytest.mark.parametrize("setting", ["[global]\nrequire-virtualenv = true\n", "[install]\nuser = true\n"])
+def test_the_users_pip_settings_do_not_stand_in_the_way(plan_for, wheels, tmp_path, setting):
+    (tmp_path / "pip.conf").write_text(setting)
+    assert run(plan_for(wheels=wheels), PIP_CONFIG_FILE=str(tmp_path / "pip.conf"))[-1] == {"event": "done"}
+
+
+@pytest.mark.parametrize("name", ["MPLBACKEND", "PYTHONPATH", "PIP_TARGET"])
+def test_what_others_have_set_does_not_reach_the_engine(name):
+    """Jupyter names a module as Matplotlib's backend, which the engine lacks."""
+    assert name not in clean_environment({name: "module://matplotlib_inline.backend_inline"})
+
+
+@posix
 def test_two_installations_at_once(plan_for, wheels):
+    """The lock of the first one is held here; neither the second one nor a removal touches what the first has made."""
     import fcntl
 
     plan = plan_for(wheels=wheels)
-    plan.folder.mkdir(parents=True)
-    (plan.folder / "owner.txt").write_text("")
+    enginefolder.claim(plan.folder)
+    (plan.folder / "packages").mkdir()
+    (plan.folder / "packages" / "half.py").touch()
     with (plan.folder / "install.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        end = run(plan)[-1]
-    assert end["message"] == "another installation of the engine is running"
+        before = standin_slicer.fingerprint(plan.folder)
+        assert run(plan)[-1]["message"] == "another installation of the engine is running"
+        assert [path.name for path in plan.folder.iterdir() if "install-" in path.name] == []
+        (plan.folder / "install.log").unlink(missing_ok=True)
+        assert standin_slicer.fingerprint(plan.folder) == before
+        with pytest.raises(install.InstallError, match="an installation of the engine is running"):
+            install.remove(plan.folder)
+        assert standin_slicer.fingerprint(plan.folder) == before
+    install.remove(plan.folder)
+    assert not plan.folder.exists()
+
+
+@posix
+def test_an_installation_ends_with_its_slicer(plan_for, wheels, slicer):
+    """A socket that accepts and never answers stands in for a stalled package index."""
+    plan = plan_for(wheels=wheels)
+    with socket.create_server(("127.0.0.1", 0)) as index:
+        variables = offline(PIP_INDEX_URL=f"http://127.0.0.1:{index.getsockname()[1]}/simple", PIP_TIMEOUT="30")
+        command = [sys.executable, "-c", STANDIN_SLICER, str(plan.folder), str(slicer), str(plan_for.requirements)]
+        with subprocess.Popen(command, env=variables) as dying:
+            index.settimeout(60)
+            connection, _ = index.accept()
+            dying.kill()
+        with connection:
+            limit = time.monotonic() + 10
+            while processes_naming(str(plan.folder)):
+                assert time.monotonic() < limit, processes_naming(str(plan.folder))
+                time.sleep(0.05)
+    assert run(plan)[-1] == {"event": "done"}
+
+
+@posix
+def test_an_engine_behind_a_link_is_removed_and_can_be_installed_again(tmp_path):
+    (tmp_path / "large disk").mkdir()
+    folder = tmp_path / "engine"
+    folder.symlink_to(tmp_path / "large disk")
+    for _ in range(2):
+        install.use_python(sys.executable, {"version": "0.1.0"}, folder)
+        (folder / "packages" / "torch").mkdir(parents=True)
+        install.remove(folder)
+        assert install.status(folder).state == "missing"
+        assert list((tmp_path / "large disk").iterdir()) == []
 
 
 @posix
@@ -355,8 +435,19 @@ def test_the_build_of_torch_suits_driver_and_card(card, platform, build):
     assert torchchoice.choose_build(card, platform).build == build
 
 
-def test_a_driver_that_is_too_old_is_said():
-    assert "its driver 470.256.02 is too old" in torchchoice.choose_build("GTX 780, 470.256.02, 3.5", "linux").why
+@posix
+@pytest.mark.parametrize("answers", ["", "case $1 in *compute_cap*) exit 2; esac"])
+def test_a_driver_that_is_too_old_is_said(tmp_path, answers):
+    """A script stands in for the driver's own program; an old one does not know of compute capabilities."""
+    program = tmp_path / "nvidia-smi"
+    program.write_text(
+        f"#!/bin/sh\n{answers}\necho 'GTX 780, 470.256.02'$(echo $1 | sed -n 's/.*compute_cap/, 3.5/p')\n"
+    )
+    program.chmod(0o755)
+    card = torchchoice.find_card({"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"})
+    choice = torchchoice.choose_build(card, "linux")
+    assert choice.why == "GTX 780: its driver 470.256.02 is too old for torch; update it to use the GPU"
+    assert choice.build == "cpu"
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -17,7 +19,7 @@ from listening import is_alive, wait_for_end
 from made_results import add_volume, mask_of, names, paint
 
 from PGPSAMSegment import PGPSAMSegmentLogic
-from PGPSAMSegmentLib import grid, install, nodes, training
+from PGPSAMSegmentLib import grid, install, nodes, runs, training
 from PGPSAMSegmentLib.engine import Engine, EngineBusy
 from PGPSAMSegmentLib.nodes import SceneError
 from PGPSAMSegmentLib.session import JobError
@@ -452,7 +454,15 @@ def test_a_segmentation_made_from_a_label_map_is_a_case(host, make_logic, models
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("", "no name"), ("my liver", "cannot name a model"), ("../x", "cannot name"), ("abdomen-ct", "already")],
+    [
+        ("", "no name"),
+        ("my liver", "cannot name a model"),
+        ("../x", "cannot name"),
+        ("my-liver.", "cannot name"),
+        ("Con", "cannot name"),
+        ("abdomen-ct", "already"),
+        ("Abdomen-CT", "already"),
+    ],
 )
 def test_names_that_cannot_be_are_refused(host, make_logic, name, message):
     logic, volume = make_logic(), add_volume(host)
@@ -472,6 +482,130 @@ def test_a_cancelled_training_leaves_no_model(host, make_logic, models):
     logic.cancel()
     assert [error["kind"] for error in end.wait().errors] == ["cancelled"]
     assert not (models / "half").exists()
+
+
+def test_two_slicers_do_not_train_one_name(host, make_logic, models, tmp_path):
+    """Two Logics and their workers, as two Slicers have them."""
+    one, other, volume = make_logic("slow"), make_logic("slow"), add_volume(host)
+    for logic in (one, other):
+        greeted(logic)
+    training.add(drawn(host, volume, "liver"), volume)
+    end = End(one)
+    one.adapt("ours", **end.calls)
+    with pytest.raises(SceneError, match="a model 'ours' is being trained, or was not finished"):
+        other.adapt("ours")
+    second = End(other)
+    other.adapt("theirs", **second.calls)
+    second.wait(until=lambda: second.progress)
+    other.cancel()
+    assert [error["kind"] for error in second.wait().errors] == ["cancelled"]
+    (tmp_path / "data" / "pgpsam" / "go on").touch()
+    assert end.result[0] == "ours"
+    assert (models / "ours" / "model.json").is_file()
+    assert sorted(path.name for path in models.iterdir()) == ["abdomen-ct", "ours"]
+
+
+def test_a_training_that_cannot_begin_leaves_its_name_free(host, make_logic, models):
+    logic, volume = make_logic(), add_volume(host)
+    greeted(logic)
+    training.add(drawn(host, volume, "liver", name="first"), volume)
+    training.add(drawn(host, volume, "liver", "spleen", name="second"), volume)
+    with pytest.raises(SceneError, match="has no segment"):
+        logic.adapt("mixed")
+    assert [path.name for path in models.iterdir()] == ["abdomen-ct"]
+
+
+def test_a_models_folder_that_the_system_refuses_is_one_clear_error(host, make_logic, models):
+    logic, volume = make_logic(), add_volume(host)
+    greeted(logic)
+    training.add(drawn(host, volume, "liver"), volume)
+    shutil.rmtree(models)
+    models.write_text("a file in its place")
+    with pytest.raises(SceneError, match=f"cannot make {models / 'mine'}: Not a directory. Check the disk"):
+        logic.adapt("mine")
+    assert not logic.busy
+
+
+CRASHING_SLICER = """
+import os, sys
+from pathlib import Path
+sys.path[:0] = sys.argv[1:3]
+from host import make_host
+host = make_host(temporary=Path(sys.argv[3]))
+from test_logic import *
+worker = [sys.executable, standin.__file__, str(training.models_folder()), "slow"]
+logic, volume = PGPSAMSegmentLogic(lambda: Engine(worker, Path(sys.argv[3]) / "engine")), add_volume(host)
+greeted(logic)
+training.add(drawn(host, volume, "liver"), volume)
+end = End(logic)
+logic.adapt("my-liver", **end.calls)
+end.wait(until=lambda: end.progress)
+os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such end of a process")
+def test_what_a_crashed_slicer_leaves_blocks_no_name_and_goes(host, make_logic, models):
+    """A real process with real MRML, killed in the middle of a training."""
+    temporary = Path(slicer.app.temporaryPath)
+    folders = [str(Path(__file__).parent), str(ROOT / "PGPSAMSegment"), str(temporary)]
+    done = subprocess.run(
+        [sys.executable, "-c", CRASHING_SLICER, *folders], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == -9, done.stderr
+    (models / "my-liver" / "training.pt").write_bytes(b"as the real one leaves it")
+    (exported,) = temporary.glob("PGPSAMSegment-*/job-1")
+    stopped = models / "by-hand"  # on the command line, where --resume goes on
+    stopped.mkdir()
+    (stopped / "training.pt").write_bytes(b"weights")
+
+    logic, volume = make_logic(), add_volume(host)
+    greeted(logic)
+    training.add(drawn(host, volume, "liver"), volume)
+    with pytest.raises(SceneError, match="was not finished"):
+        logic.adapt("by-hand")
+    assert trained(logic, models, "my-liver")
+    assert not exported.parent.exists()
+    assert sorted(path.name for path in models.iterdir()) == ["abdomen-ct", "by-hand", "my-liver"]
+    assert not (models / "my-liver" / "training.pt").exists()
+    assert (stopped / "training.pt").read_bytes() == b"weights"
+    assert len(list(temporary.glob("PGPSAMSegment-*"))) == 2  # the new Logic's folder and its lock
+    logic.close()
+    assert list(temporary.glob("PGPSAMSegment-*")) == []
+
+
+def test_a_model_that_a_crash_left_finished_stays(models, tmp_path):
+    """What is left beside it is a lock that nobody holds."""
+    standin.add_model(models, "my-liver", [LIVER])
+    for name in ("my-liver", "half"):
+        (models / name).mkdir(exist_ok=True)
+        (models / (name + runs.LOCK)).touch()
+    runs.sweep(models)
+    assert sorted(path.name for path in models.iterdir()) == ["abdomen-ct", "my-liver"]
+
+
+def test_a_temporary_folder_that_was_cleaned_away_is_made_anew_for_the_user_alone(host, make_logic):
+    logic, volume = make_logic(), add_volume(host)
+    logic.segmentAndWait(volume)
+    shutil.rmtree(logic._temporary())
+    assert names(logic.segmentAndWait(volume)) == ["liver", "spleen"]
+    assert os.name == "nt" or logic._temporary().stat().st_mode & 0o777 == 0o700
+
+
+def test_a_python_of_the_users_own_that_lacks_a_package_is_not_to_be_repaired(host, tmp_path):
+    """Repair is greyed out for it. A real worker, whose Python has no packages."""
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "$@"\n')
+    python.chmod(0o755)
+    logic = PGPSAMSegmentLogic()
+    logic.engineFolder = tmp_path / "engine"
+    install.use_python(str(python), {}, logic.engineFolder)
+    end = End(logic)
+    logic.hello(onError=end.errors.append)
+    (error,) = end.wait().errors
+    logic.close()
+    assert "No module named" in error["message"]
+    assert error["hint"].startswith("Install pgpsam in this Python again")
 
 
 def test_new_models_go_where_the_command_line_finds_them(host, models):

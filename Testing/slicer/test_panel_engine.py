@@ -288,6 +288,14 @@ def test_a_removed_model_is_named_and_leaves_the_list(make_bench, host):
     assert names(bench.segment()) == ["liver", "spleen"]
 
 
+def test_a_model_that_is_left_out_is_told_in_the_log(make_bench):
+    bench = make_bench()
+    standin.add_model(bench.models, "newer", standin.ORGANS, left_out="model.json: made by a newer version")
+    bench.open()
+    assert [bench.ui.model.itemData(n) for n in range(bench.ui.model.count())] == ["abdomen-ct"]
+    assert "A model is left out. model.json: made by a newer version" in bench.log
+
+
 @pytest.mark.skipif(
     not Path("/dev/full").exists(), reason="/dev/full, a disk that is always full, is not on this system"
 )

@@ -18,8 +18,8 @@ def test_the_review_goes_from_place_to_place(bench, host):
     view, _ = host.add_view()
     node = bench.segment()
     assert [bench.ui.reviewList.item(n).text() for n in range(2)] == [
-        "liver, slice 4: confidence 50 %",
-        "spleen, slice 4: confidence 50 %",
+        "liver, slice 5: confidence 50 %",
+        "spleen, slice 5: confidence 50 %",
     ]
     assert not bench.ui.checkedButton.isEnabled()
     bench.ui.nextButton.click()
@@ -32,7 +32,7 @@ def test_the_review_goes_from_place_to_place(bench, host):
     assert editor.GetSourceVolumeNode() is bench.volume
     bench.ui.checkedButton.click()  # checks the liver, goes on to the spleen
     assert bench.ui.reviewList.item(0).text().startswith("✓ ")
-    assert bench.ui.reviewProgress.text() == "1 of 2 places checked; next: spleen, slice 4"
+    assert bench.ui.reviewProgress.text() == "1 of 2 places checked; next: spleen, slice 5"
     assert review.current(node).organ == "spleen"
     bench.ui.previousButton.click()
     assert review.current(node).organ == "spleen"  # the only one that is left
@@ -186,10 +186,10 @@ def test_slices_to_annotate_are_listed_and_a_click_goes_there(bench, host, tmp_p
     assert bench.ui.suggestButton.text() == "Suggest slices to annotate"
     assert bench.parameters.trainingVolume is bench.volume
     listed = [bench.ui.suggestions.item(n).text() for n in range(bench.ui.suggestions.count())]
-    assert listed == ["slice 8", "slice 4"]
+    assert listed == ["slice 9", "slice 5"]
     assert not bench.ui.suggestions.isHidden()
     assert bench.ui.suggestStatus.text() == "Draw the organs completely in these 2 slices; a click shows one."
-    assert "the most useful first: 8, 4." in bench.log
+    assert "the most useful first: 9, 5." in bench.log
     for row, height in ((0, 8 * 2.5), (1, 4 * 2.5)):
         bench.ui.suggestions.setCurrentRow(row)
         assert view.GetSliceOffset() == pytest.approx(height)

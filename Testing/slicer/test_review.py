@@ -22,7 +22,7 @@ from made_results import (
     write_result,
 )
 
-from PGPSAMSegmentLib import corrections, firstresult, review, scene, segments, table, training
+from PGPSAMSegmentLib import corrections, firstresult, nodes, review, scene, segments, table, training
 
 
 def shown(tmp_path: Path, volume, slice_confidence, labels=None, axis: int = 0):
@@ -49,12 +49,12 @@ def test_suspicion_weighs_doubt_with_the_slices_share_of_its_organ() -> None:
 def test_the_worst_slices_come_first_and_neighbours_are_one(host, tmp_path: Path) -> None:
     node = shown(tmp_path, add_volume(host), DOUBTS)
     found = [(item.organ, item.slices, item.slice, item.confidence) for item in review.items(node)]
-    assert found == [("right kidney", "2", 2, 0.2), ("liver", "2-3", 3, 0.5), ("liver", "5", 5, 0.7)]
+    assert found == [("right kidney", "3", 2, 0.2), ("liver", "3-4", 3, 0.5), ("liver", "6", 5, 0.7)]
     chosen = [item.segment for item in review.items(node)]
-    assert review.slices_to_check(node, chosen) == {"liver": "2-3, 5", "right kidney": "2"}
-    assert review.slices_to_check(node, chosen[:1]) == {"right kidney": "2"}
-    assert table.rows(node)["liver"][3] == "2-3, 5"
-    assert review.progress(node) == "0 of 3 places checked; next: right kidney, slice 2"
+    assert review.slices_to_check(node, chosen) == {"liver": "3-4, 6", "right kidney": "3"}
+    assert review.slices_to_check(node, chosen[:1]) == {"right kidney": "3"}
+    assert table.rows(node)["liver"][3] == "3-4, 6"
+    assert review.progress(node) == "0 of 3 places checked; next: right kidney, slice 3"
 
 
 def test_a_sure_result_asks_for_nothing(host, tmp_path: Path) -> None:
@@ -62,6 +62,27 @@ def test_a_sure_result_asks_for_nothing(host, tmp_path: Path) -> None:
     assert review.items(node) == []
     assert review.step(node) is None
     assert "sure of all" in review.progress(node)
+
+
+def test_where_no_organ_was_found_nobody_was_sure_of_anything(host, tmp_path: Path) -> None:
+    node = shown(tmp_path, add_volume(host), None, np.zeros(SHAPE, np.uint8))
+    assert review.progress(node) == "No organ was found, so there is no slice to check."
+
+
+@pytest.mark.parametrize("axis", [0, 2])
+def test_an_organ_at_the_scans_end_is_cut_off(host, tmp_path: Path, axis: int) -> None:
+    """By the first and last slice along the axis that the slices are counted along."""
+    node = shown(tmp_path, add_volume(host), None, axis=axis)
+    assert table.cut_off(node) == {0: {"inferior vena cava"}, 2: {"inferior vena cava", "right kidney"}}[axis]
+
+
+def test_the_confidence_of_a_result_that_has_none_can_be_taken_off_but_not_laid_over(host, tmp_path: Path) -> None:
+    """As an undone run leaves it that keeps a checked organ."""
+    node = shown(tmp_path, add_volume(host), DOUBTS)
+    nodes.remove([nodes.companion(node, nodes.CONFIDENCE)])
+    scene.overlay_confidence(node, False)
+    with pytest.raises(scene.SceneError, match="has no confidence map"):
+        scene.overlay_confidence(node, True)
 
 
 def test_the_few_voxels_at_an_organs_end_do_not_crowd_out_its_middle(host, tmp_path: Path) -> None:
@@ -76,19 +97,19 @@ def test_going_through_the_list(host, tmp_path: Path) -> None:
     node = shown(tmp_path, add_volume(host), DOUBTS)
     assert review.current(node) is None
     went = [review.step(node).slices for _ in range(4)]
-    assert went == ["2", "2-3", "5", "2"]
-    assert review.step(node, -1).slices == "5"
+    assert went == ["3", "3-4", "6", "3"]
+    assert review.step(node, -1).slices == "6"
     for item in review.items(node)[:2]:
         review.mark(node, item)
-    assert review.progress(node) == "2 of 3 places checked; next: liver, slice 5"
-    assert {review.step(node).slices for _ in range(3)} == {"5"}
+    assert review.progress(node) == "2 of 3 places checked; next: liver, slice 6"
+    assert {review.step(node).slices for _ in range(3)} == {"6"}
     review.mark(node, review.current(node))
     assert review.step(node) is None
     assert review.progress(node) == "3 of 3 places checked; all done."
     review.mark(node, review.items(node)[0], checked=False)
     assert review.step(node, -1).organ == "right kidney"
     review.select(node, review.items(node)[2])
-    assert (review.current(node).slices, review.current(node).checked) == ("5", True)
+    assert (review.current(node).slices, review.current(node).checked) == ("6", True)
 
 
 @pytest.mark.parametrize("status", ["Flagged", "Completed"])
@@ -110,7 +131,7 @@ def test_the_table_names_the_slices_of_the_segment_that_it_measures(host, tmp_pa
     review.mark(node, next(item for item in review.items(node) if item.organ == "liver"))
     scene.show_result(volume, write_result(tmp_path / "out", labels_of(), slice_confidence={"liver": {4: 0.3}}), node)
     assert "liver (2)" in names(node)
-    assert table.rows(node)["liver"][3] == "4"
+    assert table.rows(node)["liver"][3] == "5"
 
 
 def test_what_was_checked_is_the_users(host, tmp_path: Path) -> None:

@@ -49,14 +49,14 @@ def check_everything_is_back() -> None:
     place = [0.0, 0.0, 0.0]
     points.GetNthControlPointPosition(0, place)
     np.testing.assert_allclose(place, (OBLIQUE @ [i, j, k, 1])[:3], atol=1e-6)
-    assert table.rows(node)["liver"] == (0.34, 55.5, 0.91, "2-3, 5")
+    assert table.rows(node)["liver"] == (0.336, 55.5, 0.91, "3-4, 6")
     confidence = slicer.util.arrayFromVolume(nodes.companion(node, nodes.CONFIDENCE))
     np.testing.assert_allclose(confidence, np.linspace(0, 1, labels.size).reshape(labels.shape), atol=1e-6)
     assert [(item.organ, item.slices, item.checked) for item in review.items(node)] == [
-        ("liver", "2-3", True),
-        ("liver", "5", False),
+        ("liver", "3-4", True),
+        ("liver", "6", False),
     ]
-    assert review.current(node).slices == "2-3"
+    assert review.current(node).slices == "3-4"
     changed = {change.organ: change.changed for change in corrections.changes(node)}
     assert changed == {"liver": 0, "right kidney": 1, "inferior vena cava": 0}
     ours = {organ.name: organ.untouched for organ in segments.ours(node.GetSegmentation())}
@@ -117,7 +117,7 @@ def test_a_segmentation_file_alone_knows_which_segments_are_ours(host, tmp_path:
         np.testing.assert_array_equal(mask_of(loaded, name, volume), mask)
     assert {organ.name: organ for organ in segments.ours(loaded.GetSegmentation())} == saved
     assert {name: terminology(loaded, name) for name in names(loaded)} == terms
-    assert [item.slices for item in review.build(loaded)] == ["2-3", "5"]
+    assert [item.slices for item in review.build(loaded)] == ["3-4", "6"]
     # A run on it replaces what nobody has touched, and nothing else.
     scene.show_result(volume, write_result(tmp_path / "out", np.flip(labels_of(), axis=1).copy()), loaded)
     assert names(loaded)[:4] == names_before

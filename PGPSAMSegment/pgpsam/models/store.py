@@ -36,7 +36,8 @@ CARD_FILE = "CARD.md"
 MAX_SPEC_BYTES = 4 << 20
 
 _GET_AGAIN = "Copy the model folder again from where it came"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_RESERVED = r"(?!(?i:con|prn|aux|nul|com\d|lpt\d)(?:\.|$))"  # by Windows, which also drops a dot at the end
+_NAME = re.compile(_RESERVED + r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9_-])?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -223,7 +224,7 @@ def find_model(name_or_path: str | Path) -> Path:
 
 
 def list_models() -> list[tuple[Path, ModelSpec | UserError]]:
-    """Every model that `find_model` knows by name, sorted by it; for a damaged one, what is wrong with it."""
+    """Every model in the `model_folders`, sorted by name; of one that is damaged or misnamed, what is wrong with it."""
     return [(path, _spec_or_error(path)) for _, path in sorted(_known_models().items())]
 
 
@@ -255,16 +256,19 @@ def _known_models() -> dict[str, Path]:
     known: dict[str, Path] = {}
     for folder in model_folders():
         for spec_file in sorted(folder.glob(f"*/{SPEC_FILE}")):
-            if _NAME.fullmatch(spec_file.parent.name):
+            if not spec_file.parent.name.startswith("."):  # of `save_model`
                 known.setdefault(spec_file.parent.name, spec_file.parent)
     return known
 
 
 def _known_hint() -> str:
-    return f"Known models: {', '.join(sorted(_known_models())) or 'none'}. Or give the path of a model folder"
+    names = sorted(filter(_NAME.fullmatch, _known_models()))
+    return f"Known models: {', '.join(names) or 'none'}. Or give the path of a model folder"
 
 
 def _spec_or_error(folder: Path) -> ModelSpec | UserError:
+    if not _NAME.fullmatch(folder.name):
+        return UserError(f"{folder}: this cannot name a model", "Rename the folder: letters, digits, '.', '-' and '_'")
     try:
         return load_spec(folder)
     except UserError as error:

@@ -10,6 +10,7 @@ folder, which the finished model replaces. This room knows no user interface, on
 from __future__ import annotations
 
 import csv
+import logging
 import math
 import os
 import time
@@ -44,6 +45,7 @@ CHECKPOINT = "training.pt"
 CURVES = "curves.csv"
 CHECKPOINT_SECONDS = 180.0
 BALANCED = 0.6  # the share of a run after which the loss stays as it is
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,7 @@ def take_over(
             raise UserError(f"cannot start from {settings.start_from}: its {what} is {theirs}, not {own}")
     tensors, refining = split_tensors(tensors)
     put_tensors(network, tensors, spec.name)
-    earlier = spec.training.get("started_from", {})
+    earlier = spec.training.get("started_from") or {}
     own = {"scores": spec.scores, "scored": spec.name} if spec.scores else {}
     told = {**earlier, **own, "name": spec.name, "cases": trained_cases(spec), "commands": trained_commands(spec)}
     return told, spec.refiner, named_in_file(refining)
@@ -206,7 +208,7 @@ def trained_commands(spec: ModelSpec) -> list[str]:
 
 def _origins(spec: ModelSpec) -> list[Mapping[str, Any]]:
     """What model.json says of the models that a model started from, was taught by and is the mean with."""
-    return [spec.training.get(key, {}) for key in ("started_from", "taught_by", "averaged_with")]
+    return [spec.training.get(key) or {} for key in ("started_from", "taught_by", "averaged_with")]
 
 
 @torch.no_grad()
@@ -274,7 +276,8 @@ def finetune(
         The model folder.
 
     Raises:
-        UserError: no usable samples, unknown method or device, or a checkpoint of another run.
+        UserError: no usable samples, unknown method or device, a checkpoint of another run, or a stopped run's state
+            that cannot be saved.
         Cancelled: `cancelled` said so; the state for `resume` was saved.
     """
     out, where = Path(out), choose_device(device)
@@ -339,7 +342,8 @@ def finetune(
             progress(Progress(iteration + 1, settings.iterations, mean_loss, spent + seconds, eta))
         stop = cancelled is not None and cancelled()
         if stop or time.monotonic() - saved > CHECKPOINT_SECONDS:
-            save_checkpoint(out, network, optimizer, average, run, iteration + 1, spent + seconds, mean_loss)
+            facts = {"run": run, "iteration": iteration + 1, "seconds": spent + seconds, "mean_loss": mean_loss}
+            write_state(out / CHECKPOINT, {**facts, **state_of(network, optimizer, average)}, needed=stop)
             saved = time.monotonic()
         if stop:
             raise Cancelled(f"stopped at iteration {iteration + 1}; --resume continues")
@@ -416,32 +420,36 @@ def run_key(settings: TrainingSettings, samples: Sequence[Sample]) -> str:
     return repr((settings, start, slices))
 
 
-def save_checkpoint(
-    out: Path,
-    network: SegmentationNetwork,
-    optimizer: torch.optim.Optimizer,
-    average: Average,
-    run: str,
-    iteration: int,
-    seconds: float,
-    mean_loss: float,
-) -> None:
-    """The whole state of a run, whole or not at all."""
-    part = out / (CHECKPOINT + ".part")
-    torch.save(
-        {
-            "run": run,
-            "iteration": iteration,
-            "seconds": seconds,
-            "mean_loss": mean_loss,
-            "trained": trained_tensors(network),
-            "average": average.tensors,
-            "steps": average.steps,
-            "optimizer": optimizer.state_dict(),
-        },
-        part,
-    )
-    os.replace(part, out / CHECKPOINT)
+def state_of(network: SegmentationNetwork, optimizer: torch.optim.Optimizer, average: Average) -> dict[str, Any]:
+    """What `load_checkpoint` puts back."""
+    return {
+        "trained": trained_tensors(network),
+        "average": average.tensors,
+        "steps": average.steps,
+        "optimizer": optimizer.state_dict(),
+    }
+
+
+def write_state(path: Path, state: dict[str, Any], needed: bool) -> None:
+    """The state of a run, whole or not at all; a former one stays where the disk refuses.
+
+    Args:
+        needed: the run stops here. One that goes on only warns.
+
+    Raises:
+        UserError: it is needed and the disk refuses.
+    """
+    part = path.with_name(path.name + ".part")
+    try:
+        torch.save(state, part)
+        os.replace(part, path)
+    except (OSError, RuntimeError) as error:  # torch's own, which says nothing of the disk
+        part.unlink(missing_ok=True)
+        reason = getattr(error, "strerror", None) or "it could not be written whole"
+        message = f"cannot save the state of the training in {path.parent}: {reason}"
+        if needed:
+            raise UserError(message, "Check the free space and the permissions") from error
+        _log.warning("the training goes on: %s", message)
 
 
 def read_state(path: Path, run: str, instead: str) -> dict[str, Any]:

@@ -9,7 +9,6 @@ training patients are split into folds, a model learns from all folds but one, a
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from pgpsam.errors import Cancelled, UserError
 from pgpsam.network.volume_refiner import VolumeRefiner, log_shares
 from pgpsam.stack import GRID_MM, slice_weights, tent_weights, to_planes, view
 from pgpsam.training.data import IGNORED
-from pgpsam.training.finetune import CHECKPOINT_SECONDS, Average, Progress, read_state
+from pgpsam.training.finetune import CHECKPOINT_SECONDS, Average, Progress, read_state, write_state
 from pgpsam.training.losses import class_weights, segmentation_loss
 
 
@@ -214,9 +213,9 @@ def train_refiner(
     weights = class_weights(counts, settings.balance).to(device)
     run = repr((settings, [(one.case, one.annotated) for one in answers]))
     average = Average(_values(refiner), settings.average)
-    first, spent = _restore(state, refiner, optimizer, average, run) if state else (0, 0.0)
+    beginning = (0, 0.0, math.nan)
+    first, spent, mean_loss = _restore(state, refiner, optimizer, average, run) if state else beginning
     started = saved = time.monotonic()
-    mean_loss = math.nan
     refiner.train()
     for iteration in range(first, settings.iterations):
         for group in optimizer.param_groups:
@@ -239,7 +238,10 @@ def train_refiner(
             progress(Progress(iteration + 1, settings.iterations, mean_loss, spent + seconds, eta))
         stop = cancelled is not None and cancelled()
         if state and (stop or time.monotonic() - saved > CHECKPOINT_SECONDS):
-            _save(state, refiner, optimizer, average, run, iteration + 1, spent + seconds)
+            facts = {"run": run, "iteration": iteration + 1, "seconds": spent + seconds, "mean_loss": mean_loss}
+            values = {"refiner": refiner.state_dict(), "optimizer": optimizer.state_dict()}
+            facts |= {**values, "average": average.tensors, "steps": average.steps}
+            write_state(state, facts, needed=stop)
             saved = time.monotonic()
         if stop:
             raise Cancelled(f"stopped at iteration {iteration + 1} of the refiner; --resume continues")
@@ -294,37 +296,18 @@ def _rate(iteration: int, settings: RefinerSettings) -> float:
     return max(1e-3, 0.5 * (1 + math.cos(math.pi * done)))
 
 
-def _save(
-    path: Path,
-    refiner: VolumeRefiner,
-    optimizer: torch.optim.Optimizer,
-    average: Average,
-    run: str,
-    iteration: int,
-    seconds: float,
-) -> None:
-    """A run's state, whole or not at all."""
-    values = {"refiner": refiner.state_dict(), "optimizer": optimizer.state_dict(), "average": average.tensors}
-    part = path.with_suffix(".part")
-    torch.save(
-        {**values, "steps": average.steps, "run": run, "iteration": iteration, "seconds": seconds},
-        part,
-    )
-    os.replace(part, path)
-
-
 def _restore(
     path: Path, refiner: VolumeRefiner, optimizer: torch.optim.Optimizer, average: Average, run: str
-) -> tuple[int, float]:
-    """(iterations done, seconds spent) of the state in the file, which is put back; (0, 0) without a file.
+) -> tuple[int, float, float]:
+    """(iterations done, seconds spent, mean loss) of the state in the file, which is put back; (0, 0, NaN) without it.
 
     Raises:
         UserError: it is damaged or of another run.
     """
     if not path.is_file():
-        return 0, 0.0
+        return 0, 0.0, math.nan
     state = read_state(path, run, "delete it; the refiner then starts anew")
     refiner.load_state_dict(state["refiner"])
     optimizer.load_state_dict(state["optimizer"])
     average.restore(state["steps"], state["average"])
-    return state["iteration"], state["seconds"]
+    return state["iteration"], state["seconds"], state["mean_loss"]
