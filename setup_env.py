@@ -51,7 +51,7 @@ EXTRA_SPACE = {"view": 1 * GB, "test": 1 * GB}  # Slicer's libraries; Qt, a brow
 SLICER_SECONDS = 300  # a first start on a slow disk
 # What breaks first when an installation is incomplete: compiled libraries, then the engine itself.
 PROBE = "import torch, torchvision, segment_anything, pgpsam"
-# What venv, virtualenv and uv put into an environment's folder: nothing else in it is ever deleted.
+# What venv, virtualenv and uv put into an environment's folder: nothing else is ever deleted in ours.
 VENV_PARTS = {"pyvenv.cfg", "bin", "include", "lib", "lib64", "share", "Scripts", "Include", "Lib"}
 VENV_PARTS |= {".gitignore", ".lock", "CACHEDIR.TAG"}
 
@@ -255,10 +255,10 @@ class Environment:
         return self.torch_build.read_text(encoding="utf-8") if self.torch_build.is_file() else None
 
     def check_folder(self) -> None:
-        """Refuses a folder that is neither ours nor an environment and nothing else: a broken one is built anew."""
+        """Refuses what another has made, since a broken environment is built anew; `.venv` beside this file is ours."""
         held = {entry.name for entry in self.folder.iterdir()} if self.folder.is_dir() else set()
-        ours = self.lock.name in held or ("pyvenv.cfg" in held and held <= VENV_PARTS)
-        if held and not ours:
+        bare = self.folder == PROJECT / ".venv" and "pyvenv.cfg" in held and held <= VENV_PARTS
+        if held and self.lock.name not in held and not bare:
             raise SetupError(f"{self.folder} holds other files; set PGPSAM_VENV to a new or empty folder")
 
     def install(self, wish: Wish, lock: IO[bytes]) -> None:

@@ -225,8 +225,9 @@ class SegmentLogic:
             raise SceneError(_("there is no model '{name}' to start from").format(name=model), _("Select another one"))
         chosen = training.cases() if cases is None else cases
         segments.check_names(organ for case in chosen for organ in case.organs)
+        folder = self._folder()
         runs.sweep(training.models_folder())
-        out, folder = training.make_folder(name, self.models), self._folder()
+        out = training.make_folder(name, self.models)
         request = {"do": "finetune", "name": name, "out": str(out), "iterations": steps, "device": device}
         run = runs.AdaptRun(out, folder, onProgress, onDone, onError)
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -249,7 +250,8 @@ class HeldFolder:
     def __init__(self, folder: Path) -> None:
         self.path = folder
         self._lock = folder.with_name(folder.name + LOCK).open("ab")
-        try_lock(self._lock)  # where the file system knows no locks, `sweep` removes nothing
+        if not try_lock(self._lock):  # the file system knows no locks, or a sweep has it: without it none touches us
+            self.let_go()
 
     def let_go(self) -> None:
         """Leaves the folder to whoever wants it."""
@@ -265,12 +267,14 @@ class HeldFolder:
 
 def sweep(parent: Path) -> None:
     """Removes the folders whose process has ended, most likely in a crash, before it let go; finished models stay."""
-    for path in parent.glob(f"*{LOCK}"):
+    for path in parent.glob(f"?*{LOCK}"):
         with contextlib.suppress(OSError):  # it is another user's
             with path.open("r+b") as lock:
-                free = try_lock(lock)
+                # Another one may have swept meanwhile, and have made a folder and a lock of the same name.
+                free = try_lock(lock) and os.path.samestat(os.fstat(lock.fileno()), path.stat())
+                if free:
+                    _remove_unfinished(path.with_name(path.name.removesuffix(LOCK)))
             if free:
-                _remove_unfinished(path.with_name(path.name.removesuffix(LOCK)))
                 path.unlink()
 
 

@@ -321,6 +321,8 @@ def test_other_sites_get_nothing_and_no_file_is_written_where_its_name_says(brow
         for site in ("http://evil.example", "null", "http://localhost:1"):
             assert ask("POST", "/open", Origin=site) == 403
         assert ask("GET", "/index.html", Host="evil.example") == 403
+        framed = {site: ask("GET", "/index.html", **{"Sec-Fetch-Site": site}) for site in ("cross-site", "same-origin")}
+        assert framed == {"cross-site": 403, "same-origin": 200}
         assert ask("GET", "/result.seg.nrrd") == 404
         assert ask("POST", "/open", Origin=f"http://{address}") == 200
         wait_until(lambda: "12 × 14 × 9" in page.inner_text("#volume-note"), "the file that the page itself sent")

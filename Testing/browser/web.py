@@ -43,6 +43,8 @@ class Web:
             try:
                 async for part in await request.multipart():
                     path = Path(folder) / Path(part.filename or "").name
+                    if path.name in (Path(folder).name, ".."):  # an empty selection, or a name that is none
+                        continue
                     with path.open("wb") as file:
                         while block := await part.read_chunk(BLOCK):
                             file.write(block)
@@ -53,8 +55,9 @@ class Web:
                 with self._state:
                     self._session.fail(str(of_system(error)))
             else:
-                with self._state:
-                    self._session.open_files(files)
+                if files:
+                    with self._state:
+                        self._session.open_files(files)
         return web.Response()
 
     async def _result(self, request: web.Request) -> web.Response:
@@ -73,6 +76,8 @@ async def own_page_only(
 ) -> web.StreamResponse:
     """Refuses what other sites in the user's browser ask, under this machine's name or one that leads to it."""
     own = request.host.partition(":")[0] in OWN_NAMES
-    if not own or request.headers.get("Origin", f"http://{request.host}") != f"http://{request.host}":
+    own = own and request.headers.get("Origin", f"http://{request.host}") == f"http://{request.host}"
+    # A frame or a picture in another site's page names no origin, but the browser says whose it is.
+    if not own or request.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
         raise web.HTTPForbidden(text="This page answers to its own tab on this machine alone.")
     return await handler(request)

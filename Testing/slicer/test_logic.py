@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from made_results import add_volume, mask_of, names, paint
 from PGPSAMSegment import PGPSAMSegmentLogic
 from PGPSAMSegmentLib import grid, install, nodes, runs, training
 from PGPSAMSegmentLib.engine import Engine, EngineBusy
+from PGPSAMSegmentLib.enginefolder import try_lock
 from PGPSAMSegmentLib.nodes import SceneError
 from PGPSAMSegmentLib.session import JobError
 
@@ -580,8 +582,30 @@ def test_a_model_that_a_crash_left_finished_stays(models, tmp_path):
     for name in ("my-liver", "half"):
         (models / name).mkdir(exist_ok=True)
         (models / (name + runs.LOCK)).touch()
+    (models / runs.LOCK).touch()
     runs.sweep(models)
+    (models / runs.LOCK).unlink()  # of nobody's folder
     assert sorted(path.name for path in models.iterdir()) == ["abdomen-ct", "my-liver"]
+
+
+def test_a_folder_that_was_made_anew_during_a_sweep_stays(tmp_path, monkeypatch):
+    """One sweep has opened the lock of a crash when another one clears it away and a new training takes the name."""
+    folder, lock, held = tmp_path / "m", tmp_path / f"m{runs.LOCK}", []
+    folder.mkdir()
+    lock.touch()
+
+    def late(file: Any) -> bool:
+        if not held:
+            held.append(None)
+            lock.unlink()
+            held.append(runs.HeldFolder(folder))
+        return try_lock(file)
+
+    monkeypatch.setattr(runs, "try_lock", late)
+    runs.sweep(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m", lock.name]
+    held[1].remove()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_temporary_folder_that_was_cleaned_away_is_made_anew_for_the_user_alone(host, make_logic):
