@@ -29,7 +29,7 @@ from playwright.sync_api import sync_playwright
 PICTURE = Path(__file__).resolve().parents[2] / "Resources" / "Screenshots" / "browser.jpg"
 PATIENCE_S = 4 * RUN_S
 SETTLE_S = 5.0
-QUALITY = 88
+QUALITY = 78
 
 
 def main() -> None:
