@@ -52,6 +52,25 @@ def clean_environment(environment: Mapping[str, str] | None = None) -> dict[str,
     return {**kept, **OVERRIDES}
 
 
+def ask(command: Sequence[str], environment: Mapping[str, str], seconds: float) -> subprocess.CompletedProcess[str]:
+    """Waits for a program that answers at once and ends.
+
+    Raises:
+        OSError: it does not start.
+        subprocess.TimeoutExpired: it does not end within so many seconds.
+    """
+    return subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        timeout=seconds,
+        env=dict(environment),
+        creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+    )
+
+
 class ChildProcess:
     """A running program; reading from it and asking after it never block.
 

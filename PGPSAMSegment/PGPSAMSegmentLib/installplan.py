@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from . import torchchoice
-from .childprocess import clean_environment
+from .childprocess import ask, clean_environment
 from .enginefolder import (
     GB,
     REQUIREMENTS,
@@ -190,16 +190,8 @@ def make_plan(
 def _python_version(python: str, environment: Mapping[str, str], problems: list[tuple[str, str]]) -> str:
     """The version of a Python that can install, or "" with the reason added to `problems`."""
     try:
-        answer = subprocess.run(
-            [python, "-s", "-c", "import sys; print(sys.version.split()[0]); import pip"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=60,
-            env=dict(environment),
-            creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
-        )
+        code = "import sys; print(sys.version.split()[0]); import pip"
+        answer = ask([python, "-s", "-c", code], environment, 60)
     except (OSError, subprocess.TimeoutExpired) as error:
         problems.append((f"{python} does not start ({error})", ANOTHER_PYTHON))
         return ""

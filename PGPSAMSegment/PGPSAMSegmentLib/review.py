@@ -53,7 +53,7 @@ class Item:
 
     @property
     def slices(self) -> str:
-        """What people are told: counted from 1, as in the reports, at the file's first slice."""
+        """What people are told: counted from 1 at the file's first slice."""
         return str(self.first + 1) if self.first == self.last else f"{self.first + 1}-{self.last + 1}"
 
 

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from .childprocess import ask
+
 TORCH_INDEX = "https://download.pytorch.org/whl"
 
 # The newest CUDA that an NVIDIA driver can run, by the driver's major version, newest first; and torch's build
@@ -78,16 +80,7 @@ def find_card(environment: Mapping[str, str]) -> str | None:
     """
     for query in ("name,driver_version,compute_cap", "name,driver_version"):
         try:
-            answer = subprocess.run(
-                ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"],
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                encoding="utf-8",
-                errors="replace",
-                timeout=10,
-                env=dict(environment),
-                creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
-            )
+            answer = ask(["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"], environment, 10)
         except (OSError, subprocess.TimeoutExpired):  # no driver, or one that does not answer
             return None
         first = answer.stdout.strip().splitlines()[0] if answer.returncode == 0 and answer.stdout.strip() else ""

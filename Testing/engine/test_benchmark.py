@@ -54,13 +54,13 @@ def test_every_run_has_the_same_budget_and_the_data_sets_own_lists(dataset, tmp_
 
 
 def test_another_backbone_is_for_the_methods_that_have_one(dataset, tmp_path):
-    rows = plan(dataset, ["pgp", "unet"], ["16"], [0], folds=3, backbone="sam_vit_b")
-    assert [row.name for row in rows[:2]] == ["pgp-sam_vit_b-16-seed0", "unet-16-seed0"]
+    rows = plan(dataset, ["pgp", "unet"], ["16"], [0], folds=3, backbone="vit_b")
+    assert [row.name for row in rows[:2]] == ["pgp-vit_b-16-seed0", "unet-16-seed0"]
     given = [arguments(row, dataset, tmp_path, 2400) for row in rows]
     assert ["--backbone" in words and words[words.index("--backbone") + 1] for words in given] == [
-        "sam_vit_b",
+        "vit_b",
         False,
-        *["sam_vit_b"] * 3,
+        *["vit_b"] * 3,
     ]
 
 

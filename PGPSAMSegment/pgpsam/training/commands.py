@@ -331,8 +331,6 @@ def benchmark_main(arguments: Sequence[str] | None = None) -> int:
 
 def _benchmark(options: argparse.Namespace) -> None:
     dataset = read_dataset(options.data)
-    if options.backbone:
-        require(options.backbone)
     rows = plan(dataset, options.methods, options.amounts, options.seeds, options.folds, options.backbone)
     extra = [*(["--set", *options.set] if options.set else []), "--device", options.device]
     if options.list:
@@ -348,6 +346,8 @@ def _benchmark(options: argparse.Namespace) -> None:
         with ProgressReporter(options.progress) as report:
             score_again(rows, dataset, options.out, options.device, report.each("scoring"))
     if not options.finished:
+        if options.backbone:
+            require(options.backbone)
         failed = run_all(rows, dataset, options.out, options.slices_seen, extra, options.progress)
     groups = collect(rows, options.out)
     if not groups:

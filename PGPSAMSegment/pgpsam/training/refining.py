@@ -310,4 +310,4 @@ def _restore(
     refiner.load_state_dict(state["refiner"])
     optimizer.load_state_dict(state["optimizer"])
     average.restore(state["steps"], state["average"])
-    return state["iteration"], state["seconds"], state["mean_loss"]
+    return state["iteration"], state["seconds"], state.get("mean_loss", math.nan)  # older states have none
