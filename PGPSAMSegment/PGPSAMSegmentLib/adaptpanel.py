@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import slicer
 from slicer.i18n import tr as _
 
 from . import suggestions, training
@@ -20,34 +21,80 @@ class AdaptPanel(JobPanel):
         self.view = JobView(ui.adaptButton, ui.adaptBar, ui.adaptStatus)
         self.suggesting = JobView(ui.suggestButton, ui.suggestBar, ui.suggestStatus)
         self._listed: list[training.Case] = []
+        self._planned: tuple[list[training.Case], str] | None = None  # the cases and the model that the line is about
         self._suggested: list[suggestions.Place] = []
         self._filling = False
+        self._purpose = read(ui.adaptButton, "toolTip")
         ui.suggestions.currentRowChanged.connect(self.onSuggestion)
+        ui.suggestions.itemPressed.connect(self.onSuggestion)  # the current row, again
         ui.suggestButton.clicked.connect(self.onSuggest)
         ui.addCaseButton.clicked.connect(self.onAdd)
         ui.removeCaseButton.clicked.connect(self.onRemove)
+        ui.cases.currentRowChanged.connect(self.enable)
         ui.adaptButton.clicked.connect(self.onAdapt)
+        host.addObserver(slicer.mrmlScene, slicer.mrmlScene.NodeRemovedEvent, self.update)  # it may have been a case
 
     @slot
     def update(self) -> None:
         parameters = self.parameters
+        if parameters is None:  # the scene is being closed
+            return
         pair = parameters.trainingVolume is not None and parameters.trainingSegmentation is not None
         self.ui.addCaseButton.setEnabled(pair)
         self._fill()
         self._fill_suggestions()
         self.enable()
+        self._tell_plan()
 
     @property
     def volume(self) -> Any:
         """Where slices are to be drawn: this section's volume, else the one to be segmented."""
         return self.parameters.trainingVolume or self.parameters.inputVolume
 
+    @slot
     def enable(self) -> None:
         """Which buttons can be pressed; another job or a missing engine forbids them."""
         idle = self.logic.ready and not self.logic.busy
-        named = bool(self._listed) and bool(self.parameters.newModel.strip())
-        self.ui.adaptButton.setEnabled(self.view.running or (idle and named))
+        obstacle = "" if self.view.running else self.obstacle()
+        self.ui.adaptButton.setEnabled(not obstacle)
+        self.ui.adaptButton.setToolTip(obstacle or self._purpose)
+        self.ui.removeCaseButton.setEnabled(read(self.ui.cases, "currentRow") >= 0)
         self.ui.suggestButton.setEnabled(self.suggesting.running or (idle and self.volume is not None))
+
+    def obstacle(self) -> str:
+        """What is missing for a training, "" if nothing is."""
+        if self.logic.busy:
+            return _("Wait for the job that runs to end, or cancel it.")
+        if not self.logic.ready:
+            return _("Install the engine first.")
+        if self.host.choices.model is None:
+            return _("Wait until the engine has told its models.")
+        if not self._listed:
+            return _("Add a case first.")
+        return "" if self.parameters.newModel.strip() else _("Give the new model a name.")
+
+    def _plan(self) -> str:
+        """What the training would make of the chosen model, in words.
+
+        Raises:
+            SceneError: as `training.plan`.
+        """
+        model = self.host.choices.model
+        plan = training.plan(self._listed, model)
+        text = _("It goes on from '{model}'").format(model=model["name"])
+        if plan.new:
+            text += "; " + _("new to it: {organs}").format(organs=", ".join(plan.new))
+        if plan.lost:
+            text += ". " + _("The new model will find only: {organs}").format(organs=", ".join(plan.ids))
+        return f"{text}."
+
+    def _tell_plan(self) -> None:
+        """Says below the button what would be trained, whenever the cases or the model have changed."""
+        about = (self._listed, self.parameters.model)
+        if self.view.running or about == self._planned or self.host.choices.model is None:
+            return
+        self._planned = about
+        self.view.tell(self._plan() if self._listed else "")
 
     def _fill(self) -> None:
         found = training.cases()
@@ -65,6 +112,8 @@ class AdaptPanel(JobPanel):
         if found == self._suggested:
             return
         self._suggested = found
+        if not self.suggesting.running:
+            self.suggesting.tell(self._instruction())
         self._filling = True
         try:
             box.clear()
@@ -72,6 +121,10 @@ class AdaptPanel(JobPanel):
                 box.addItem(_("slice {n}").format(n=place.slice + 1))
         finally:
             self._filling = False
+
+    def _instruction(self) -> str:
+        line = _("Draw the organs completely in these {n} slices; a click shows one.")
+        return line.format(n=len(self._suggested)) if self._suggested else ""
 
     # ------------------------------------------------------------------------------------------ the user's clicks
 
@@ -105,8 +158,8 @@ class AdaptPanel(JobPanel):
         self.suggesting.show(*progress({**event, "stage": "compare"} if compared else event))
 
     def _on_suggested(self, places: list[suggestions.Place], event: Event) -> None:
-        line = _("Draw the organs completely in these {n} slices; a click shows one.").format(n=len(places))
-        self.suggesting.end(line)
+        self._fill_suggestions()
+        self.suggesting.end(self._instruction())  # none where another volume is chosen meanwhile
         found = ", ".join(str(place.slice + 1) for place in places)
         self.host.say(_("Slices to annotate, the most useful first: {slices}.").format(slices=found))
         self.host.refresh()
@@ -134,7 +187,7 @@ class AdaptPanel(JobPanel):
         if self.view.running:
             self.logic.cancel()
             return
-        name = self.parameters.newModel.strip()
+        name, cases = self.parameters.newModel.strip(), len(self._listed)
         self.logic.adapt(
             name,
             self.parameters.model,
@@ -145,7 +198,8 @@ class AdaptPanel(JobPanel):
             onError=self._on_error,
         )
         self.view.begin(_("Starting"))
-        self.host.say(_("Training '{name}' on {n} cases.").format(name=name, n=len(self._listed)))
+        line = _("Training '{name}' on 1 case.") if cases == 1 else _("Training '{name}' on {n} cases.")
+        self.host.say(f"{line.format(name=name, n=cases)} {self._plan()}")
         self.host.watch()
 
     def _on_progress(self, event: Event) -> None:
@@ -153,14 +207,19 @@ class AdaptPanel(JobPanel):
 
     def _on_done(self, model: str, event: Event) -> None:
         text = _("The model '{name}' is ready and chosen.").format(name=model)
-        self.view.end(text)
-        self.host.say(text)
-        self.parameters.newModel = ""
+        if self.parameters.newModel.strip() == model:  # the next one's may have been typed meanwhile
+            self.parameters.newModel = ""
         self.parameters.model = model
+        self._end(text)
+        self.host.say(text)
         self.host.greet()
 
     def _on_error(self, event: Event) -> None:
         cancelled = event["kind"] == "cancelled"
-        self.view.end(_("Cancelled; no model was made.") if cancelled else sentence(event), error=not cancelled)
+        self._end(_("Cancelled; no model was made.") if cancelled else sentence(event), error=not cancelled)
         self.host.log_error(event)
         self.host.refresh()
+
+    def _end(self, text: str, error: bool = False) -> None:
+        self.view.end(text, error)
+        self._planned = (self._listed, self.parameters.model)  # so that this line stays

@@ -1,4 +1,8 @@
-"""What the user made of the model's result: how much changed, and corrected slices as cases to learn from."""
+"""What the user made of the model's result: how much changed, and corrected slices as cases to learn from.
+
+A segment counts for the organ that its name says: of one that was renamed, both organs were corrected. So was an organ
+that the model had been asked for and not found, if a segment of its name was drawn.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import firstresult, segments, terminology
+from . import firstresult, segments, table, terminology
 from .firstresult import First
 from .grid import export_volume, has_reference, lattice, save, segment_mask, shape_of
 from .nodes import SceneError
-from .segments import OrganSegment
 
 
 @dataclass(frozen=True)
@@ -22,8 +25,8 @@ class Change:
     """How one organ differs from the model's own result.
 
     Attributes:
-        segment: the segment's ID.
-        organ: the segment's name.
+        segment: the segment's ID; '' for one that was removed or renamed to another organ.
+        organ: the segment's name; the organ's where there is none.
         added: voxels that the user added.
         removed: voxels that the user removed.
         dice: of the segment with the model's own result; 1 where both are empty.
@@ -40,8 +43,32 @@ class Change:
         return self.added + self.removed
 
 
+@dataclass(frozen=True)
+class _Compared:
+    """A segment of an organ that the model was asked for, and what it gave.
+
+    Attributes:
+        segment: its ID; '' where the organ has none any more.
+        name: the segment's, else the organ's.
+        organ: which organ it is now.
+        given: the key of what the model gave for it, '' for nothing.
+        same: it is that still.
+    """
+
+    segment: str
+    name: str
+    organ: str
+    given: str
+    same: bool
+
+
+def asked(segmentationNode: Any) -> set[str]:
+    """Names of the organs that the model was asked for, as far as the scene tells."""
+    return table.rows(segmentationNode).keys() | firstresult.organs(segmentationNode)
+
+
 def changes(segmentationNode: Any) -> list[Change]:
-    """Every segment of ours against what the model gave for it; one that was removed counts as erased.
+    """Every segment of an organ that the model was asked for against what it gave; a removed one counts as erased.
 
     What the scene does not keep the model's result of, such as a segment loaded from a file, is left out.
 
@@ -49,35 +76,36 @@ def changes(segmentationNode: Any) -> list[Change]:
         SceneError: the scene keeps none at all, or the segmentation's grid was changed since.
     """
     first, found = _first(segmentationNode), []
-    for key, organ in _organs(segmentationNode, first):
-        if organ.untouched:
-            found.append(Change(organ.segment_id, organ.name, 0, 0, 1.0))
+    for each in _compared(segmentationNode, first):
+        if each.same:
+            found.append(Change(each.segment, each.name, 0, 0, 1.0))
             continue
-        now, then = _now(segmentationNode, organ, first), first.mask(key)
+        now, then = _masks(segmentationNode, each, first)
         both, total = int((now & then).sum()), int(now.sum() + then.sum())
         added, removed = int(now.sum()) - both, int(then.sum()) - both
-        found.append(Change(organ.segment_id, organ.name, added, removed, 2 * both / total if total else 1.0))
+        found.append(Change(each.segment, each.name, added, removed, 2 * both / total if total else 1.0))
     return found
 
 
 def corrected_slices(segmentationNode: Any) -> tuple[list[int], int]:
     """The slices that the user corrected, sorted, and which axis of [k, j, i] they are counted along.
 
-    A slice counts as corrected if any organ of ours differs there from the model's own result; all organs in it
-    are then taken as right. Where an organ has two segments, the one that the user worked on counts.
+    A slice counts as corrected if any organ that the model was asked for differs there from its own result; all
+    organs in it are then taken as right. Where an organ has two segments, the one that the user worked on counts.
+    Where the model found nothing at all, the axis is not known, and is said to be 0.
 
     Raises:
         SceneError: as `changes`.
     """
-    first = _first(segmentationNode)
-    organs = _organs(segmentationNode, first)
-    chosen = _by_organ(segmentationNode.GetSegmentation(), [organ for _, organ in organs])
-    axis = chosen[0].axis if chosen else 0
+    first, segmentation = _first(segmentationNode), segmentationNode.GetSegmentation()
+    chosen = segments.by_organ(segmentation, segments.ids(segmentation))
+    axis = next((int(entry["axis"]) for entry in first.entries.values()), 0)
     others = tuple(other for other in range(3) if other != axis)
     touched = np.zeros(first.shape[axis], bool)
-    for key, organ in organs:
-        if organ in chosen and not organ.untouched:
-            touched |= (_now(segmentationNode, organ, first) != first.mask(key)).any(axis=others)
+    for each in _compared(segmentationNode, first):
+        if not each.same and each.segment == chosen.get(each.organ, ""):
+            now, then = _masks(segmentationNode, each, first)
+            touched |= (now != then).any(axis=others)
     return np.flatnonzero(touched).tolist(), axis
 
 
@@ -111,7 +139,7 @@ def training_case(
     path = Path(folder) / "labels.npy"
     save(path, array)
     segmentation = segmentationNode.GetSegmentation()
-    organs = {label: _organ(segmentation.GetSegment(segment_id), label) for segment_id, label in labels.items()}
+    organs = {label: _organ(segmentation, segment_id, label) for segment_id, label in labels.items()}
     return {
         "name": volumeNode.GetName(),
         **case,
@@ -122,11 +150,13 @@ def training_case(
     }
 
 
-def _organ(segment: Any, label: int) -> dict[str, Any]:
-    entry = segments.tag(segment, segment.GetTerminologyEntryTagName())
+def _organ(segmentation: Any, segment_id: str, label: int) -> dict[str, Any]:
+    segment, name = segmentation.GetSegment(segment_id), segments.organ_of(segmentation, segment_id)
+    renamed = segments.tag(segment, segments.ORGAN_TAG) not in ("", name)  # its codes are the other organ's
+    entry = "" if renamed else segments.tag(segment, segment.GetTerminologyEntryTagName())
     return {
         "id": label,
-        "name": segments.tag(segment, segments.ORGAN_TAG) or segment.GetName(),
+        "name": name,
         "color": [round(255 * channel) for channel in segment.GetColor()],
         "snomed": terminology.codes_of(entry),
     }
@@ -144,32 +174,26 @@ def _first(segmentationNode: Any) -> First:
     return first
 
 
-def _organs(segmentationNode: Any, first: First) -> list[tuple[str, OrganSegment]]:
-    """Our segments with the keys of what the model gave for them; organs that have none any more come last."""
+def _compared(segmentationNode: Any, first: First) -> list[_Compared]:
+    """The segments of the organs that the model was asked for; organs that have none any more come last."""
     segmentation = segmentationNode.GetSegmentation()
-    there = [(firstresult.key(segmentation, organ.segment_id), organ) for organ in segments.ours(segmentation)]
-    names = {organ.organ for _, organ in there}
-    gone = {key: entry for key, entry in first.entries.items() if entry["organ"] not in names}
-    lost = [(key, OrganSegment("", e["organ"], e["organ"], 0, False, e["axis"], {})) for key, e in gone.items()]
-    return [(key, organ) for key, organ in there if key in first.entries] + lost
+    latest = {entry["organ"]: key for key, entry in first.entries.items()}
+    wanted, found = asked(segmentationNode), []
+    for segment_id in segments.ids(segmentation):
+        segment, organ = segmentation.GetSegment(segment_id), segments.organ_of(segmentation, segment_id)
+        key = firstresult.key(segmentation, segment_id)
+        own = key in first.entries and first.entries[key]["organ"] == organ
+        given = key if own else latest.get(organ, "")
+        unknown = segments.tag(segment, segments.ORGAN_TAG) == organ  # a result of ours that came without its entry
+        if given or (organ in wanted and not unknown):
+            same = own and segments.as_written(segmentation, segment_id)
+            found.append(_Compared(segment_id, segment.GetName(), organ, given, same))
+    there = {each.organ for each in found}
+    return found + [_Compared("", organ, organ, key, False) for organ, key in latest.items() if organ not in there]
 
 
-def _now(segmentationNode: Any, organ: OrganSegment, first: First) -> NDArray[np.bool_]:
-    """A segment's voxels; of one that was removed, those of the user's own segment of its name, if he drew one."""
-    segmentation = segmentationNode.GetSegmentation()
-    segment_id = organ.segment_id or segmentation.GetSegmentIdBySegmentName(organ.organ)
-    return segment_mask(segmentationNode, segment_id, first.shape) if segment_id else np.zeros(first.shape, bool)
-
-
-def _by_organ(segmentation: Any, found: Sequence[OrganSegment]) -> list[OrganSegment]:
-    """One segment per organ: the one that the user worked on most, a removed one among them, else the last."""
-
-    def worked_on(organ: OrganSegment) -> int:
-        return segments.worked_on(segmentation, organ.segment_id) if organ.segment_id else 2
-
-    chosen: dict[str, OrganSegment] = {}
-    for organ in found:
-        before = worked_on(chosen[organ.organ]) if organ.organ in chosen else 0
-        if not before or worked_on(organ) > before:
-            chosen[organ.organ] = organ
-    return list(chosen.values())
+def _masks(segmentationNode: Any, each: _Compared, first: First) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """What a segment is and what the model gave for it, bool [k, j, i]; nothing is an empty mask."""
+    nothing = np.zeros(first.shape, bool)
+    now = segment_mask(segmentationNode, each.segment, first.shape) if each.segment else nothing
+    return now, first.mask(each.given) if each.given else nothing

@@ -89,7 +89,7 @@ def keep(segmentationNode: Any, volumeNode: Any, names: Iterable[str]) -> None:
     for name, organ in ours:
         fresh = organ.untouched and organ.organ in asked
         if fresh or (name not in entries and segments.as_written(segmentation, organ.segment_id)):
-            entries[name] = _entry(organ, voxels if fresh else "", segment_box(segmentation, organ.segment_id))
+            entries[name] = _entry(segmentation, organ, voxels if fresh else "")
     node = companion(segmentationNode, FIRST)
     if node is None or not node.IsA("vtkMRMLTextNode"):
         remove([node])
@@ -104,13 +104,16 @@ def key(segmentation: Any, segment_id: str) -> str:
 
 
 def _entry(
-    organ: segments.OrganSegment, voxels: str, found: tuple[NDArray[np.bool_], tuple[int, int, int]] | None
+    segmentation: Any,
+    organ: segments.OrganSegment,
+    voxels: str,
+    found: tuple[NDArray[np.bool_], tuple[int, int, int]] | None = None,
 ) -> dict[str, Any]:
-    box, start = found or cut(np.zeros((0, 0, 0), bool))
+    """Args: found: a box of the organ's voxels and where it lies; None for the segment's own."""
+    box, start = found or segment_box(segmentation, organ.segment_id) or cut(np.zeros((0, 0, 0), bool))
     bits = base64.b64encode(zlib.compress(np.packbits(box).tobytes(), 1)).decode()
-    return {
-        "organ": organ.organ, "axis": organ.axis, "voxels": voxels, "start": start, "shape": box.shape, "bits": bits
-    }  # fmt: skip
+    name = segments.tag(segmentation.GetSegment(organ.segment_id), segments.ORGAN_TAG)  # whatever it is called now
+    return {"organ": name, "axis": organ.axis, "voxels": voxels, "start": start, "shape": box.shape, "bits": bits}
 
 
 def _read(segmentationNode: Any) -> First | None:
@@ -130,9 +133,8 @@ def _of_label_map(segmentationNode: Any, node: Any) -> First:
     """What version 0.1.0 kept: one label map for all runs, where a later run's result stands for a kept segment's."""
     segmentation, labels, entries = segmentationNode.GetSegmentation(), slicer.util.arrayFromVolume(node), {}
     for organ in segments.ours(segmentation):
-        same = segments.as_written(segmentation, organ.segment_id)
-        found = segment_box(segmentation, organ.segment_id) if same else cut(labels == organ.label)
-        entries[key(segmentation, organ.segment_id)] = _entry(organ, "", found)
+        found = None if segments.as_written(segmentation, organ.segment_id) else cut(labels == organ.label)
+        entries[key(segmentation, organ.segment_id)] = _entry(segmentation, organ, "", found)
     return First(labels.shape, node.GetSpacing(), entries)
 
 

@@ -212,14 +212,17 @@ class SegmentLogic:
 
         Args:
             name: of the new model.
-            model: what to start from; see `training.request`.
+            model: what to start from, of `models`; see `training.plan`.
             cases: None for those that are marked in the scene.
             onDone: gets the new model's name and the "done" event.
 
         Raises:
-            SceneError, InstallError, EngineBusy: it cannot begin; nothing has changed.
+            SceneError, InstallError, EngineBusy: it cannot begin, for one before the first `hello` is answered; nothing
+                has changed.
         """
         self._session.check_ready()
+        if not self.models:
+            raise SceneError(_("the engine has not told yet which models it has"), _("Wait until it is ready"))
         known = next((each for each in self.models if each["name"] == model), None)
         if known is None:
             raise SceneError(_("there is no model '{name}' to start from").format(name=model), _("Select another one"))

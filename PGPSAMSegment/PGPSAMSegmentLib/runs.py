@@ -215,7 +215,7 @@ class SuggestRun(VolumeRun):
 
 
 class AdaptRun(Run):
-    """A training: its result is a model folder.
+    """A training: its result is a model folder. One that was finished when the cancel came is not cancelled any more.
 
     Args:
         out: the new model's folder, which was made for it and is empty.
@@ -234,10 +234,17 @@ class AdaptRun(Run):
 
     def finish(self, event: Event) -> Any:
         self._out.let_go()
-        return str(event["model"])
+        return self._out.path.name
 
     def undo(self) -> None:
         self._out.remove()
+
+    def _fail(self, event: Event) -> None:
+        if event["kind"] == "cancelled" and _is_finished(self._out.path):
+            path = self._out.path
+            self._end({"event": "done", "folder": str(path), "model": path.name, "score": "", "scores": None})
+        else:
+            super()._fail(event)
 
 
 class HeldFolder:
@@ -278,8 +285,12 @@ def sweep(parent: Path) -> None:
                 path.unlink()
 
 
+def _is_finished(folder: Path) -> bool:
+    return (folder / "model.json").exists()  # a trained state without a model is of no use here
+
+
 def _remove_unfinished(folder: Path) -> None:
-    if not (folder / "model.json").exists():  # a trained state without a model is of no use here
+    if not _is_finished(folder):
         shutil.rmtree(folder, ignore_errors=True)  # what is still open on Windows stays
 
 

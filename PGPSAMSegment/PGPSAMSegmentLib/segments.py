@@ -39,7 +39,7 @@ class OrganSegment:
     Attributes:
         segment_id: its ID in the segmentation.
         name: what the user reads, such as "liver" or "liver (2)".
-        organ: the model's organ.
+        organ: which organ it shows, see `organ_of`.
         label: the model's id of it.
         untouched: voxels, name and status are as we left them.
         axis: which axis of [k, j, i] is the axial one.
@@ -90,12 +90,38 @@ def describe(segmentation: Any, segment_id: str) -> OrganSegment:
     return OrganSegment(
         segment_id,
         segment.GetName(),
-        tag(segment, ORGAN_TAG),
+        organ_of(segmentation, segment_id),
         int(tag(segment, LABEL_TAG) or 0),
         is_untouched(segmentation, segment_id),
         int(slices["axis"]),
         {int(index): float(value) for index, value in slices["confidence"].items()},
     )
+
+
+def organ_of(segmentation: Any, segment_id: str) -> str:
+    """Which organ a segment shows: what the model took it for, while it has our name or one like "liver (2)".
+
+    Otherwise the name says it: a spleen that the model took for the liver was renamed.
+    """
+    segment = segmentation.GetSegment(segment_id)
+    organ, name = tag(segment, ORGAN_TAG), str(segment.GetName())
+    numbered = re.fullmatch(rf"{re.escape(organ)}( \(\d+\))?", name, re.IGNORECASE)
+    return organ if organ and (numbered or not _is_renamed(segmentation, segment_id)) else name
+
+
+def by_organ(segmentation: Any, among: Iterable[str]) -> dict[str, str]:
+    """Organ -> the ID of its segment; of several, of the one that the user worked on most, else of the last.
+
+    Args:
+        among: IDs of the segments that count.
+    """
+    found: dict[str, str] = {}
+    for segment_id in among:
+        organ = organ_of(segmentation, segment_id)
+        before = worked_on(segmentation, found[organ]) if organ in found else 0
+        if not before or worked_on(segmentation, segment_id) > before:
+            found[organ] = segment_id
+    return found
 
 
 def is_untouched(segmentation: Any, segment_id: str) -> bool:
@@ -112,6 +138,18 @@ def is_untouched(segmentation: Any, segment_id: str) -> bool:
 def as_written(segmentation: Any, segment_id: str) -> bool:
     """Whether a segment's voxels are those that we wrote, whatever its name and status."""
     return tag(segmentation.GetSegment(segment_id), CONTENT_TAG) == fingerprint(segmentation, segment_id)
+
+
+def is_accepted(segmentation: Any, segment_id: str) -> bool:
+    """Whether a segment is what the user means: drawn, edited, renamed or copied by him, or marked as completed.
+
+    What he has flagged, or checked in part, still is only what the model says.
+    """
+    segment = segmentation.GetSegment(segment_id)
+    logic = slicer.vtkSlicerSegmentationsModuleLogic
+    if not tag(segment, ORGAN_TAG) or logic.GetSegmentStatus(segment) == logic.Completed:
+        return True
+    return _is_renamed(segmentation, segment_id) or not as_written(segmentation, segment_id)
 
 
 def worked_on(segmentation: Any, segment_id: str) -> int:
@@ -227,8 +265,8 @@ def add(segmentation: Any, segment: Any, name: str) -> str:
 
 
 def _present(layer: Any) -> set[int]:
-    """The label values in a layer."""
-    return set(np.flatnonzero(np.bincount(view(layer).ravel(), minlength=256)).tolist())
+    """The label values in a layer, counted plane by plane: a whole one would be copied to larger numbers first."""
+    return set(np.flatnonzero(sum(np.bincount(plane.ravel(), minlength=256) for plane in view(layer))).tolist())
 
 
 def _slots(segmentation: Any, organ: str, overwrite: bool, replace: set[str]) -> list[str]:

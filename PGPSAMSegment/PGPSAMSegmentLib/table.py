@@ -63,32 +63,40 @@ def put_table(
 def stamp(segmentationNode: Any) -> Any:
     """Changes when `measure` may have something to do."""
     segmentation = segmentationNode.GetSegmentation()
-    images = {i: segmentation.GetSegment(i).GetRepresentation(BINARY) for i in segments.ids(segmentation)}
-    return {i: image.GetMTime() for i, image in images.items() if image is not None}
+    there = {segment_id: segmentation.GetSegment(segment_id) for segment_id in segments.ids(segmentation)}
+    images = {segment_id: segment.GetRepresentation(BINARY) for segment_id, segment in there.items()}
+    return {i: (there[i].GetName(), image.GetMTime()) for i, image in images.items() if image is not None}
 
 
 def measure(segmentationNode: Any) -> None:
     """Brings the figures up to date with what the user did to the segments.
 
-    One that he edited is measured anew, and nothing is said of the model's confidence; the row of an organ whose
-    segment he removed goes. Of two segments of an organ, the row is the latest result's.
+    One that he edited is measured anew, as is one that he drew, or gave this name, where the model found none; nothing
+    is said of the model's confidence then. The row of an organ that has no segment any more goes. Of two segments of
+    an organ, the row is the latest result's.
     """
     lines, segmentation = rows(segmentationNode), segmentationNode.GetSegmentation()
+    known = firstresult.organs(segmentationNode)
 
     def rank(organ: segments.OrganSegment) -> tuple[bool, bool]:
         return organ.untouched, not as_written(segmentation, organ.segment_id)
 
-    ours = {organ.organ: organ for organ in sorted(segments.ours(segmentation), key=rank)}
-    known = firstresult.organs(segmentationNode)
+    def found(organ: segments.OrganSegment) -> bool:
+        return segments.tag(segmentation.GetSegment(organ.segment_id), segments.ORGAN_TAG) == organ.organ
+
+    every = [segments.describe(segmentation, segment_id) for segment_id in segments.ids(segmentation)]
+    asked = [organ for organ in every if found(organ) or organ.organ in lines or organ.organ in known]
+    there = {organ.organ: organ for organ in sorted(asked, key=rank)}
     # Rows of organs that were not found stay, and those that only the table still knows (version 0.1.0).
-    now = {name: line for name, line in lines.items() if name in ours or not line[0] > 0 or name not in known}
+    now = {name: line for name, line in lines.items() if name in there or not line[0] > 0 or name not in known}
     volume = _shown(segmentationNode)
-    for name, organ in ours.items():
+    for name, organ in there.items():
         line = now.get(name)
         taken_back = line is None or math.isnan(line[2])  # measured or left out by an earlier call
-        if taken_back or not (organ.untouched or as_written(segmentation, organ.segment_id)):
+        left = organ.untouched or as_written(segmentation, organ.segment_id)
+        if taken_back or not (left and found(organ)):
             figures = _figures(segmentationNode, volume(), organ.segment_id)
-            now[name] = (*figures, math.nan, line[3] if line else "")
+            now[name] = (*figures, math.nan, line[3] if line and found(organ) else "")
     if repr(now) != repr(lines):  # nan is not equal to itself
         _write(companion(segmentationNode, TABLE), now)
 

@@ -1,11 +1,13 @@
 """Cases to learn from, as the scene keeps them, and the engine's `finetune` request that they make.
 
 A case is a segmentation that was marked for training: as drawn by hand, all slices that show an organ; as a
-corrected result of ours, the slices that were corrected. The mark and the volume are saved with the scene.
+corrected result of ours, the slices that were corrected. Of a drawn one, what only the model says is left out: it is
+no truth to learn from. The mark and the volume are saved with the scene.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 import shutil
 from collections.abc import Sequence
@@ -15,7 +17,7 @@ from typing import Any
 
 import slicer
 
-from . import corrections, firstresult, segments, table
+from . import corrections, firstresult, segments
 from .enginefolder import default_folder
 from .grid import check_grid, check_volume, has_reference, voxels_of
 from .nodes import PREFIX, SceneError, is_prompts
@@ -46,12 +48,26 @@ class Case:
         """Names of the organs that are known here, those that are known to be absent included.
 
         For an absent organ stands a segment without voxels, or its line in the table of our result; or our segment
-        was removed.
+        was removed. A SceneError says that there is nothing to learn from.
         """
-        drawn = set(_segments(self.segmentation))
-        if not self.corrected:
-            return drawn
-        return drawn | set(table.rows(self.segmentation)) | firstresult.organs(self.segmentation)
+        drawn = set(_segments(self.segmentation, self.corrected))
+        return drawn | corrections.asked(self.segmentation) if self.corrected else drawn
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a training makes of the model that it starts from.
+
+    Attributes:
+        ids: organ -> label id, in the new model's order: what the model knows keeps its id, what is new gets the
+            smallest that the model leaves free.
+        new: organs that the model does not know and has to learn from the cases alone.
+        lost: organs of the model's that no case tells of, which the new model will not find.
+    """
+
+    ids: dict[str, int]
+    new: list[str]
+    lost: list[str]
 
 
 def models_folder() -> Path:
@@ -68,14 +84,10 @@ def add(segmentationNode: Any, volumeNode: Any, corrected: bool = False) -> None
     check_volume(volumeNode)
     if segmentationNode is None:
         raise SceneError("no segmentation is selected", "Select the one that was drawn on this volume")
-    name = segmentationNode.GetName()
-    if not _segments(segmentationNode):
-        raise SceneError(f"the segmentation '{name}' has no segments", "Draw the organs in a few slices first")
     if is_prompts(segmentationNode):
+        name = segmentationNode.GetName()
         raise SceneError(f"'{name}' holds prompts of a result, not organs", "Select the segmentation itself")
     _check(segmentationNode, volumeNode, corrected)
-    if corrected and not corrections.corrected_slices(segmentationNode)[0]:
-        raise SceneError(f"nothing was corrected in '{name}' yet", "Correct a few slices in the Segment Editor first")
     if not has_reference(segmentationNode.GetSegmentation()):  # made from a label map
         segmentationNode.SetReferenceImageGeometryParameterFromVolumeNode(volumeNode)
     segmentationNode.SetNodeReferenceID(TRAIN_VOLUME, volumeNode.GetID())
@@ -125,38 +137,48 @@ def make_folder(name: str, models: Sequence[dict[str, Any]]) -> Path:
     return folder
 
 
+def plan(chosen: Sequence[Case], model: dict[str, Any]) -> Plan:
+    """What would be learned from the cases by a training that starts from `model`, of the engine's list.
+
+    Raises:
+        SceneError: no cases, cases of different organs, or one that holds nothing to learn from.
+    """
+    if not chosen:
+        raise SceneError("there is nothing to learn from", "Add a volume and its segmentation, or corrected slices")
+    organs = _common_organs(chosen)
+    known = {organ["name"]: int(organ["id"]) for organ in model["organs"]}
+    drawn = dict.fromkeys(name for case in chosen for name in _segments(case.segmentation, case.corrected))
+    new = [name for name in drawn if name not in known]
+    free = (number for number in itertools.count(1) if number not in known.values())
+    ids = {name: number for name, number in known.items() if name in organs}
+    return Plan(ids | dict(zip(new, free, strict=False)), new, [name for name in known if name not in organs])
+
+
 def request(chosen: Sequence[Case], folder: Path, model: dict[str, Any]) -> dict[str, Any]:
     """Writes the cases' files and returns the part of a `finetune` request that is about them.
 
-    With the very organs of `model`, training goes on from it; with others it begins at the base network.
+    Training goes on from `model`, whatever the organs: what the model knows of them, and of any, is taken over.
 
     Args:
         folder: for the files, one folder a case.
         model: of the engine's list.
 
     Returns:
-        {"cases": [...], "labels": [...]}, and if it goes on from a model, its "method" and "start_from": its name.
-        Otherwise the engine chooses the method.
+        {"cases": [...], "labels": [...], "start_from": the model's name, "method": its method}.
 
     Raises:
-        SceneError: no cases, cases of different organs, or nothing corrected.
+        SceneError: as `plan`, or a case does not fit its volume any more.
     """
-    if not chosen:
-        raise SceneError("there is nothing to learn from", "Add a volume and its segmentation, or corrected slices")
-    organs = _common_organs(chosen)
-    known = {organ["name"]: organ for organ in model["organs"]}
-    goes_on = organs == set(known)
-    names = known if goes_on else dict.fromkeys(name for case in chosen for name in _segments(case.segmentation))
-    ids = {name: known[name]["id"] if goes_on else number for number, name in enumerate(names, 1)}
+    ids = plan(chosen, model).ids
     try:
         written = [_write(case, folder / str(number), ids) for number, case in enumerate(chosen)]
     except SceneError:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    drawn = {organ["id"]: organ for case in written for organ in case.pop("organs")}
-    labels = list(known.values()) if goes_on else [drawn[number] for number in sorted(drawn)]
-    start = {"start_from": model["name"], "method": model["method"]} if goes_on else {}
-    return {"cases": written, "labels": labels, **start}
+    labels = {organ["name"]: organ for case in written for organ in case.pop("organs")}
+    labels |= {organ["name"]: organ for organ in model["organs"]}
+    start = {"start_from": model["name"], "method": model["method"]}
+    return {"cases": written, "labels": [labels[name] for name in ids], **start}
 
 
 def _common_organs(chosen: Sequence[Case]) -> set[str]:
@@ -173,23 +195,23 @@ def _common_organs(chosen: Sequence[Case]) -> set[str]:
 
 
 def _write(case: Case, folder: Path, ids: dict[str, int]) -> dict[str, Any]:
-    _check(case.segmentation, case.volume, case.corrected, case.segmentation.GetAttribute(TRAIN_VOXELS))
-    slices, axis = corrections.corrected_slices(case.segmentation) if case.corrected else ([], 0)
-    if case.corrected and not slices:
-        name = case.segmentation.GetName()
-        raise SceneError(f"nothing was corrected in '{name}'", "Correct a few slices, or remove it from the cases")
-    labels = {segment_id: ids[name] for name, segment_id in _segments(case.segmentation).items()}
-    written = corrections.training_case(case.segmentation, case.volume, labels, slices, axis, folder)
-    if not case.corrected:
+    node = case.segmentation
+    slices, axis = _check(node, case.volume, case.corrected, node.GetAttribute(TRAIN_VOXELS))
+    labels = {segment_id: ids[name] for name, segment_id in _segments(node, case.corrected).items()}
+    written = corrections.training_case(node, case.volume, labels, slices, axis, folder)
+    if not case.corrected or not firstresult.organs(node):  # the user drew all that there is
         del written["slices"]  # the engine then takes those that show an organ
     return written
 
 
-def _check(segmentationNode: Any, volumeNode: Any, corrected: bool, voxels: str | None = None) -> None:
-    """That a segmentation still lies on its volume's voxels, and that these are the ones that it was made on.
+def _check(segmentationNode: Any, volumeNode: Any, corrected: bool, voxels: str | None = None) -> tuple[list[int], int]:
+    """That a segmentation lies on its volume's voxels, that it was made on these, and that there is something to learn.
 
     Args:
         voxels: of the volume as it was when the case was added; None in scenes of earlier versions.
+
+    Returns:
+        As `corrections.corrected_slices`; of a drawn case no slices.
     """
     check_volume(volumeNode)
     check_grid(segmentationNode, volumeNode)
@@ -199,16 +221,43 @@ def _check(segmentationNode: Any, volumeNode: Any, corrected: bool, voxels: str 
             f"the volume '{volumeNode.GetName()}' does not show what '{segmentationNode.GetName()}' was made on",
             "Show the same frame of the sequence again; or segment this one, and correct that result",
         )
+    _segments(segmentationNode, corrected)  # there are some
+    slices, axis = corrections.corrected_slices(segmentationNode) if corrected else ([], 0)
+    if corrected and not slices:
+        raise SceneError(
+            f"nothing was corrected in '{segmentationNode.GetName()}'",
+            "Correct a few slices in the Segment Editor first, or leave it out of the cases",
+        )
+    return slices, axis
 
 
-def _segments(segmentationNode: Any) -> dict[str, str]:
-    """Organ -> segment ID; of several segments of an organ, the one that the user worked on most, else the last."""
-    segmentation = segmentationNode.GetSegmentation()
-    found: dict[str, str] = {}
-    for segment_id in segments.ids(segmentation):
-        segment = segmentation.GetSegment(segment_id)
-        organ = segments.tag(segment, segments.ORGAN_TAG) or segment.GetName()
-        before = segments.worked_on(segmentation, found[organ]) if organ in found else 0
-        if not before or segments.worked_on(segmentation, segment_id) > before:
-            found[organ] = segment_id
-    return found
+def _segments(segmentationNode: Any, corrected: bool) -> dict[str, str]:
+    """Organ -> ID of the segment to learn from; of several segments of an organ, see `segments.by_organ`.
+
+    Of a corrected result all are taken as right, but for one that was only renamed, to be kept beside a later result
+    of its organ. Of a drawn case, those that the user has accepted.
+
+    Raises:
+        SceneError: there is none.
+    """
+    segmentation, name = segmentationNode.GetSegmentation(), segmentationNode.GetName()
+    every = segments.ids(segmentation)
+    if not every:
+        raise SceneError(f"the segmentation '{name}' has no segments", "Draw the organs in a few slices first")
+    accepted = [each for each in every if corrected or segments.is_accepted(segmentation, each)]
+    if not accepted:
+        raise SceneError(
+            f"'{name}' holds only the model's own result",
+            "Correct slices and press 'Use corrected slices for training'; what is right as it is counts once its "
+            "status is 'Completed'",
+        )
+    if not corrected:
+        return segments.by_organ(segmentation, accepted)
+    known, there = corrections.asked(segmentationNode), {segments.organ_of(segmentation, each) for each in every}
+
+    def is_keepsake(segment_id: str) -> bool:
+        first = segments.tag(segmentation.GetSegment(segment_id), segments.ORGAN_TAG)
+        strange = segments.organ_of(segmentation, segment_id) not in known
+        return strange and first in there and segments.as_written(segmentation, segment_id)
+
+    return segments.by_organ(segmentation, [each for each in every if not is_keepsake(each)])

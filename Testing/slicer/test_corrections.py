@@ -1,4 +1,4 @@
-"""What counts as the user's correction, over several runs, models, grids, frames and files; the table after edits."""
+"""What counts as the user's own, over several runs, models, names, grids, frames and files; the table after edits."""
 
 from __future__ import annotations
 
@@ -155,6 +155,186 @@ def test_prompts_of_version_0_1_are_replaced(host, tmp_path: Path) -> None:
         prompts.GetSegmentation().GetSegment(segment_id).RemoveTag(segments.CONTENT_TAG)
     scene.show_result(volume, write_result(tmp_path, labels_of()), node)
     assert names(prompts) == [organ["name"] for organ in LABEL_SET]
+
+
+# ------------------------------------------------------------------------------- what the user calls it, and drew
+
+
+def segment(node: Any, name: str) -> Any:
+    segmentation = node.GetSegmentation()
+    return segmentation.GetSegment(segmentation.GetSegmentIdBySegmentName(name))
+
+
+def learned(node: Any, tmp_path: Path) -> tuple[dict[str, np.ndarray], list[int] | None]:
+    """What a training on the scene's only case would get: organ -> mask, and the slices."""
+    told = training.request(training.cases(), tmp_path / "job", MODEL)
+    (case,) = told["cases"]
+    array = np.load(case["labels"])
+    return {each["name"]: array == each["id"] for each in told["labels"]}, case.get("slices")
+
+
+def test_a_result_renamed_to_another_organ_corrects_both(host, tmp_path: Path) -> None:
+    volume, labels = add_volume(host), labels_of()
+    node = scene.show_result(volume, write_result(tmp_path, labels))
+    liver, kidney = labels == LIVER["id"], labels == KIDNEY["id"]
+    node.GetSegmentation().RemoveSegment(node.GetSegmentation().GetSegmentIdBySegmentName("right kidney"))
+    segment(node, "liver").SetName("right kidney")
+    found = {change.organ: (change.added, change.removed) for change in corrections.changes(node)}
+    assert found == {
+        "right kidney": (liver.sum(), kidney.sum()), "liver": (0, liver.sum()), "inferior vena cava": (0, 0)
+    }  # fmt: skip
+    table.measure(node)
+    assert list(table.rows(node)) == ["right kidney", "inferior vena cava"]
+    assert table.rows(node)["right kidney"][0] == pytest.approx(liver.sum() * 0.7 * 1.3 * 2.5 / 1000, abs=0.005)
+    training.add(node, volume, corrected=True)
+    masks, slices = learned(node, tmp_path)
+    assert slices == [1, 2, 3, 4, 5, 6]
+    np.testing.assert_array_equal(masks["right kidney"], liver)
+    assert not masks["liver"].any()
+    assert list(masks) == [organ["name"] for organ in LABEL_SET]
+
+
+def test_an_edited_copy_of_another_name_does_not_stand_for_its_organ(host, tmp_path: Path) -> None:
+    volume, labels = add_volume(host), labels_of()
+    node = scene.show_result(volume, write_result(tmp_path, labels))
+    copy = slicer.vtkSegment()
+    copy.DeepCopy(segment(node, "liver"))
+    copy.SetName("lesion")
+    node.GetSegmentation().AddSegment(copy, "copy")
+    lesion = np.zeros(SHAPE, bool)
+    lesion[4, 4, 4:6] = True
+    paint(node, "lesion", volume, lesion)
+    assert changed(node) == {}
+    mask = edited(node, volume)
+    training.add(node, volume, corrected=True)
+    masks, slices = learned(node, tmp_path)
+    assert slices == [4]
+    np.testing.assert_array_equal(masks["lesion"], lesion)
+    np.testing.assert_array_equal(masks["liver"], mask & ~lesion)
+
+
+def test_a_renamed_result_is_learned_under_its_new_name_and_without_the_old_ones_codes(host, tmp_path: Path) -> None:
+    volume, labels = add_volume(host), labels_of()
+    node = scene.show_result(
+        volume, write_result(tmp_path, np.where(labels == LIVER["id"], labels, 0).astype(np.uint8))
+    )
+    segment(node, "liver").SetName("my tumour")
+    training.add(node, volume)
+    told = training.request(training.cases(), tmp_path / "job", MODEL)
+    assert [(organ["id"], organ["name"], organ["snomed"]) for organ in told["labels"]] == [(1, "my tumour", None)]
+
+
+@pytest.mark.parametrize("found", [True, False], ids=["others were found", "nothing was found"])
+def test_an_organ_that_the_model_missed_counts_once_it_is_drawn(host, tmp_path: Path, found: bool) -> None:
+    volume, labels = add_volume(host), labels_of()
+    kidney = labels == KIDNEY["id"]
+    result = write_result(tmp_path, np.where(kidney | (not found), 0, labels).astype(np.uint8))
+    nothing = {"volume_ml": 0.0, "mean_hu": None, "confidence": None, "slices_axis": 0, "slice_confidence": {}}
+    result["organs"].append({"id": KIDNEY["id"], "name": "right kidney", **nothing})
+    node = scene.show_result(volume, result)
+    paint(node, "lesion", volume, labels == LIVER["id"])  # nobody has asked the model for it
+    with pytest.raises(scene.SceneError, match="nothing was corrected"):
+        training.add(node, volume, corrected=True)
+    node.GetSegmentation().RemoveSegment(node.GetSegmentation().GetSegmentIdBySegmentName("lesion"))
+    paint(node, "right kidney", volume, kidney)
+    assert changed(node) == {"right kidney": kidney.sum()}
+    table.measure(node)
+    millilitres, intensity, confidence, _slices = table.rows(node)["right kidney"]
+    assert millilitres == pytest.approx(kidney.sum() * 0.7 * 1.3 * 2.5 / 1000, abs=0.005)
+    assert intensity == pytest.approx(slicer.util.arrayFromVolume(volume)[kidney].mean(), abs=0.05)
+    assert math.isnan(confidence)
+    training.add(node, volume, corrected=True)
+    masks, slices = learned(node, tmp_path)
+    assert slices == ([2, 3] if found else None), "without a list the engine takes those that show an organ"
+    np.testing.assert_array_equal(masks["right kidney"], kidney)
+
+
+def test_what_only_the_model_says_is_no_case(host, tmp_path: Path) -> None:
+    volume, labels = add_volume(host), labels_of()
+    node = scene.show_result(volume, write_result(tmp_path, labels))
+    logic = slicer.vtkSlicerSegmentationsModuleLogic
+    for status in (logic.NotStarted, logic.InProgress, logic.Flagged):
+        logic.SetSegmentStatus(segment(node, "liver"), status)
+        with pytest.raises(scene.SceneError, match="'CT segmentation' holds only the model's own result") as caught:
+            training.add(node, volume)
+        assert "press 'Use corrected slices for training'" in caught.value.hint
+    logic.SetSegmentStatus(segment(node, "liver"), logic.Completed)
+    training.add(node, volume)
+    masks, _ = learned(node, tmp_path)
+    assert list(masks) == ["liver"]
+    np.testing.assert_array_equal(masks["liver"], labels == LIVER["id"])
+    logic.SetSegmentStatus(segment(node, "liver"), logic.NotStarted)  # a change of mind, after it was added
+    with pytest.raises(scene.SceneError, match="holds only the model's own result"):
+        training.plan(training.cases(), MODEL)
+
+
+def test_a_drawn_case_that_took_a_result_since_still_is_what_was_drawn(host, tmp_path: Path) -> None:
+    volume, labels = add_volume(host), labels_of()
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "mine")
+    node.SetReferenceImageGeometryParameterFromVolumeNode(volume)
+    mine = np.zeros(SHAPE, bool)
+    mine[4, 3:6, 3:6] = True
+    paint(node, "liver", volume, mine)
+    training.add(node, volume)
+    scene.show_result(volume, write_result(tmp_path, labels), node)
+    assert names(node) == ["liver", "liver (2)", "right kidney", "inferior vena cava"]
+    masks, slices = learned(node, tmp_path)
+    assert (list(masks), slices) == (["liver"], None)
+    np.testing.assert_array_equal(masks["liver"], mine)
+
+
+# ------------------------------------------------------------------------------------------- undo of a later run
+
+
+def two_runs(host: Any, tmp_path: Path) -> tuple[Any, scene.RunHistory]:
+    """A result, a segment of the user's own, and another liver in a second run."""
+    volume, history = add_volume(host), scene.RunHistory()
+    doubts = {"liver": {3: 0.2}, "right kidney": {2: 0.2}}
+    node = scene.show_result(volume, write_result(tmp_path, labels_of(), slice_confidence=doubts), history=history)
+    own = np.zeros(SHAPE, bool)
+    own[7, 7, 7] = True
+    paint(node, "lesion", volume, own)
+    moved = write_result(tmp_path, np.roll(labels_of(), 1, axis=1), slice_confidence=doubts)
+    scene.show_result(volume, moved, node, organs=["liver"], history=history)
+    return node, history
+
+
+def test_what_a_run_did_not_write_keeps_name_colour_and_checks_when_it_is_undone(host, tmp_path: Path) -> None:
+    node, history = two_runs(host, tmp_path)
+    logic, lesion = slicer.vtkSlicerSegmentationsModuleLogic, segment(node, "lesion")
+    lesion.SetName("metastasis")
+    lesion.SetColor(1.0, 0.0, 0.5)
+    lesion.SetTag(lesion.GetTerminologyEntryTagName(), "mine")
+    logic.SetSegmentStatus(lesion, logic.Flagged)
+    (kidney,) = [item for item in review.items(node) if item.organ == "right kidney"]
+    review.mark(node, kidney)
+    mask = mask_of(node, "metastasis", node.GetNodeReference(nodes.VOLUME))
+    assert history.undo() is node
+    back = segment(node, "metastasis")
+    assert names(node) == ["liver", "right kidney", "inferior vena cava", "metastasis"]
+    np.testing.assert_array_equal(mask_of(node, "metastasis", node.GetNodeReference(nodes.VOLUME)), mask)
+    assert back.GetColor() == pytest.approx((1.0, 0.0, 0.5))
+    assert segments.tag(back, back.GetTerminologyEntryTagName()) == "mine"
+    assert logic.GetSegmentStatus(back) == logic.Flagged
+    assert {item.organ: item.checked for item in review.items(node)} == {"liver": False, "right kidney": True}
+    assert logic.GetSegmentStatus(segment(node, "right kidney")) == logic.Completed
+    volume = node.GetNodeReference(nodes.VOLUME)
+    np.testing.assert_array_equal(mask_of(node, "liver", volume), labels_of() == LIVER["id"])
+
+
+def test_an_undo_that_would_lose_a_name_or_a_check_is_refused(host, tmp_path: Path) -> None:
+    node, history = two_runs(host, tmp_path)
+    segment(node, "liver").SetName("liver of model 2")
+    with pytest.raises(scene.SceneError, match="'liver of model 2' was renamed or checked after the run") as caught:
+        history.undo()
+    assert caught.value.hint.startswith("Take the name or the check back first")
+    segment(node, "liver of model 2").SetName("liver")
+    (liver,) = [item for item in review.items(node) if item.organ == "liver"]
+    review.mark(node, liver)
+    with pytest.raises(scene.SceneError, match="'liver' was renamed or checked after the run"):
+        history.undo()
+    review.mark(node, liver, False)
+    assert history.undo() is node
 
 
 # -------------------------------------------------------------------------------- grids, transforms, frames

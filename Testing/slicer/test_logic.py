@@ -363,13 +363,27 @@ def test_the_models_of_the_organs_are_the_start_of_a_training(host, make_logic, 
     assert [model["name"] for model in logic.models] == ["abdomen-ct", "my-organs"]
 
 
-def test_other_organs_begin_at_the_base_network(host, make_logic, models):
+def test_other_organs_go_on_from_the_model_as_well(host, make_logic, models):
+    """What it knows keeps its id, what is new gets a free one: 1 is the spleen's."""
     logic, volume = make_logic(), add_volume(host)
     greeted(logic)
-    training.add(drawn(host, volume, "my lesion"), volume)
+    training.add(drawn(host, volume, "my lesion", "liver", "vein"), volume)
+    plan = training.plan(training.cases(), logic.models[0])
+    assert plan == training.Plan({"liver": 6, "my lesion": 2, "vein": 3}, ["my lesion", "vein"], ["spleen"])
     told = trained(logic, models, "lesions")
-    assert told["start_from"] is None
-    assert [(o["id"], o["name"]) for o in told["labels"]] == [(1, "my lesion")]
+    assert (told["start_from"], told["method"]) == ("abdomen-ct", "pgp")
+    assert [(o["id"], o["name"]) for o in told["labels"]] == [(6, "liver"), (2, "my lesion"), (3, "vein")]
+    assert told["labels"][0] == LIVER
+    assert told["cases"][0][1] == [0, 2, 3, 6]
+
+
+def test_a_training_before_the_engine_has_told_its_models_says_so(host, make_logic, models):
+    logic, volume = make_logic(), add_volume(host)
+    training.add(drawn(host, volume, "liver"), volume)
+    with pytest.raises(SceneError, match="the engine has not told yet which models it has"):
+        logic.adapt("mine")
+    greeted(logic)
+    assert trained(logic, models, "mine")
 
 
 def test_corrected_slices_alone_are_learnt_from(host, make_logic, models):
@@ -436,7 +450,7 @@ def test_a_segmentation_drawn_outside_its_volumes_transform_is_a_case(host, make
     # Not `paint`, which takes no notice of the transform; the Segment Editor works on the segmentation's grid.
     node.AddSegmentFromBinaryLabelmapRepresentation(grid.labelmap(mask, grid.ijk_to_world(volume)), "my lesion")
     training.add(node, volume)
-    assert trained(logic, models, "lesions")["cases"] == [[list(mask.shape), [0, 1], None]]
+    assert trained(logic, models, "lesions")["cases"] == [[list(mask.shape), [0, 2], None]]
     node.SetAndObserveTransformNodeID(turn.GetID())  # now it lies elsewhere
     with pytest.raises(SceneError, match="and put both under the same transform"):
         training.add(node, volume)
@@ -451,7 +465,7 @@ def test_a_segmentation_made_from_a_label_map_is_a_case(host, make_logic, models
     node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "imported")
     slicer.modules.segmentations.logic().ImportLabelmapToSegmentationNode(labels, node)
     training.add(node, volume)
-    assert trained(logic, models, "lesions")["cases"] == [[list(mask.shape), [0, 1], None]]
+    assert trained(logic, models, "lesions")["cases"] == [[list(mask.shape), [0, 2], None]]
 
 
 @pytest.mark.parametrize(
@@ -484,6 +498,20 @@ def test_a_cancelled_training_leaves_no_model(host, make_logic, models):
     logic.cancel()
     assert [error["kind"] for error in end.wait().errors] == ["cancelled"]
     assert not (models / "half").exists()
+
+
+def test_a_cancel_that_comes_after_the_model_is_none(host, make_logic, models):
+    logic, volume = make_logic("slow"), add_volume(host)
+    greeted(logic)
+    training.add(drawn(host, volume, "liver"), volume)
+    end = End(logic)
+    logic.adapt("done", **end.calls)
+    end.wait(until=lambda: end.progress)
+    standin.add_model(models, "done", [LIVER])  # written, and not yet told
+    logic.cancel()
+    name, event = end.result
+    assert (name, event["event"], event["folder"]) == ("done", "done", str(models / "done"))
+    assert sorted(path.name for path in models.iterdir()) == ["abdomen-ct", "done"]
 
 
 def test_two_slicers_do_not_train_one_name(host, make_logic, models, tmp_path):

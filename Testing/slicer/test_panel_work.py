@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import slicer
+import standin_model_worker as standin
 from made_results import add_volume, mask_of, names, paint
 from panel_bench import press, segmentations
 from PySide6 import QtCore
@@ -74,9 +75,7 @@ def test_what_changed_is_told_in_voxels_and_dice(bench):
     assert bench.ui.changesText.text() == expected
 
 
-@pytest.mark.parametrize(
-    ("keys", "organ"), [((QtCore.Qt.Key.Key_Right,), "liver"), ((QtCore.Qt.Key.Key_Left,), "spleen")]
-)
+@pytest.mark.parametrize(("keys", "organ"), [((QtCore.Qt.Key.Key_N,), "liver"), ((QtCore.Qt.Key.Key_P,), "spleen")])
 def test_shortcuts_walk_through_the_review(bench, keys, organ):
     node = bench.segment()
     press(bench, keys[0])
@@ -86,7 +85,7 @@ def test_shortcuts_walk_through_the_review(bench, keys, organ):
 
 
 def test_a_shortcut_segments_and_one_without_a_result_does_no_harm(bench):
-    press(bench, QtCore.Qt.Key.Key_Right)
+    press(bench, QtCore.Qt.Key.Key_N)
     press(bench, QtCore.Qt.Key.Key_K)
     press(bench, QtCore.Qt.Key.Key_G)
     bench.wait_idle()
@@ -138,15 +137,81 @@ def test_pairs_of_the_scene_are_added_and_removed(bench):
     assert "drawn" in segmentations()
 
 
+def drawn_case(volume, organ="lesion"):
+    """A case of the user's own."""
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "drawn")
+    node.SetReferenceImageGeometryParameterFromVolumeNode(volume)
+    paint(node, organ, volume, np.ones(slicer.util.arrayFromVolume(volume).shape, bool))
+    training.add(node, volume)
+    return node
+
+
+def test_the_panel_says_what_a_training_would_make_before_it_starts(bench):
+    node = bench.segment()
+    liver = mask_of(node, "liver", bench.volume)
+    liver[4, 2, 2:5] = False
+    paint(node, "liver", bench.volume, liver)
+    bench.ui.useCorrectedButton.click()
+    assert bench.ui.adaptStatus.text() == "It goes on from 'abdomen-ct'."
+    case = drawn_case(bench.volume)
+    bench.widget.update()
+    assert "has no segment" in bench.ui.adaptStatus.text()
+    slicer.mrmlScene.RemoveNode(case)
+    paint(node, "Segment_1", bench.volume, ~liver)
+    bench.ui.cases.setCurrentRow(0)
+    bench.ui.removeCaseButton.click()
+    assert bench.ui.adaptStatus.text() == ""
+    bench.ui.useCorrectedButton.click()
+    line = "It goes on from 'abdomen-ct'; new to it: Segment_1."
+    assert bench.ui.adaptStatus.text() == line
+    bench.ui.newModel.setText("mine")
+    bench.ui.adaptButton.click()
+    bench.wait_idle()
+    assert f"Training 'mine' on 1 case. {line}" in bench.log
+    assert bench.ui.adaptStatus.text() == "The model 'mine' is ready and chosen."
+
+
+def test_organs_that_a_new_model_would_not_find_are_told(bench):
+    drawn_case(bench.volume, "liver")
+    bench.widget.update()
+    line = "It goes on from 'abdomen-ct'. The new model will find only: liver."
+    assert bench.ui.adaptStatus.text() == line
+
+
+def test_no_training_before_the_engine_has_told_its_models(make_bench, host):
+    bench = make_bench()
+    drawn_case(add_volume(host))
+    bench.widget.enter()
+    bench.ui.newModel.setText("mine")
+    assert not bench.ui.adaptButton.isEnabled()
+    assert bench.ui.adaptButton.toolTip() == "Wait until the engine has told its models."
+    bench.wait_idle()
+    assert bench.ui.adaptButton.isEnabled()
+    assert bench.ui.adaptButton.toolTip().startswith("Trains a model on these cases.")
+    bench.ui.adaptButton.click()
+    bench.wait_idle()
+    assert bench.parameters.model == "mine"
+
+
+def test_a_case_whose_segmentation_is_deleted_leaves_the_list(bench):
+    node = drawn_case(bench.volume)
+    bench.ui.newModel.setText("mine")
+    assert not bench.ui.removeCaseButton.isEnabled()
+    bench.ui.cases.setCurrentRow(0)
+    assert bench.ui.removeCaseButton.isEnabled()
+    slicer.mrmlScene.RemoveNode(node)
+    assert bench.ui.cases.count() == 0
+    assert not bench.ui.removeCaseButton.isEnabled()
+    assert not bench.ui.adaptButton.isEnabled()
+    assert bench.ui.adaptButton.toolTip() == "Add a case first."
+
+
 def training_bench(make_bench, host):
     """A bench whose panel trains the model "lesions" from one case, at the first of 200 steps."""
     bench = make_bench("slow")
     volume = add_volume(host)
     bench.open()
-    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "drawn")
-    node.SetReferenceImageGeometryParameterFromVolumeNode(volume)
-    paint(node, "lesion", volume, np.ones(slicer.util.arrayFromVolume(volume).shape, bool))
-    training.add(node, volume)
+    drawn_case(volume)
     bench.ui.newModel.setText("lesions")
     bench.ui.adaptButton.click()
     bench.wait(lambda: "1 of 200" in bench.ui.adaptStatus.text())
@@ -160,6 +225,25 @@ def test_a_training_can_be_cancelled(make_bench, host):
     bench.wait_idle()
     assert bench.ui.adaptStatus.text() == "Cancelled; no model was made."
     assert not (bench.models / "lesions").exists()
+
+
+def test_a_cancel_that_comes_too_late_ends_with_the_model(make_bench, host):
+    bench = training_bench(make_bench, host)
+    standin.add_model(bench.models, "lesions", standin.ORGANS)  # written, and not yet told
+    bench.ui.adaptButton.click()
+    bench.wait_idle()
+    assert bench.ui.adaptStatus.text() == "The model 'lesions' is ready and chosen."
+    assert bench.parameters.model == "lesions"
+    assert [bench.ui.model.itemData(n) for n in range(bench.ui.model.count())] == ["abdomen-ct", "lesions"]
+
+
+def test_the_next_models_name_can_be_typed_during_a_training(make_bench, host):
+    bench = training_bench(make_bench, host)
+    bench.ui.newModel.setText("next")
+    (bench.models.parent / "go on").touch()
+    bench.wait_idle()
+    assert bench.ui.adaptStatus.text() == "The model 'lesions' is ready and chosen."
+    assert bench.ui.newModel.text() == "next"
 
 
 def test_a_training_outlives_the_scene_that_it_was_started_from(make_bench, host):
@@ -196,8 +280,10 @@ def test_slices_to_annotate_are_listed_and_a_click_goes_there(bench, host, tmp_p
     other = add_volume(host, name="other")
     bench.ui.trainingVolume.setCurrentNode(other)
     assert bench.ui.suggestions.isHidden()
+    assert bench.ui.suggestStatus.text() == ""
     bench.ui.trainingVolume.setCurrentNode(bench.volume)
     assert bench.ui.suggestions.count() == 2
+    assert bench.ui.suggestStatus.text() == "Draw the organs completely in these 2 slices; a click shows one."
     assert slicer.util.saveScene(str(tmp_path / "scene.mrb"))
     slicer.mrmlScene.Clear()
     slicer.util.loadScene(str(tmp_path / "scene.mrb"))

@@ -91,6 +91,20 @@ def test_a_later_run_on_a_loaded_scene_still_keeps_the_users_work(host, tmp_path
     np.testing.assert_array_equal(mask_of(node, "liver (2)", volume), moved == LIVER["id"])
 
 
+def test_a_loaded_scene_knows_which_organ_a_result_was_renamed_to(host, tmp_path: Path) -> None:
+    node = scene.show_result(add_volume(host), write_result(tmp_path / "out", labels_of()))
+    segmentation = node.GetSegmentation()
+    segmentation.RemoveSegment(segmentation.GetSegmentIdBySegmentName("right kidney"))
+    segmentation.GetSegment(segmentation.GetSegmentIdBySegmentName("liver")).SetName("right kidney")
+    slicer.mrmlScene.WriteToMRB(str(tmp_path / "scene.mrb"))
+    slicer.mrmlScene.Clear(False)
+    slicer.mrmlScene.ReadFromMRB(str(tmp_path / "scene.mrb"))
+    loaded = slicer.util.getNode("CT segmentation")
+    assert [organ.organ for organ in segments.ours(loaded.GetSegmentation())] == ["right kidney", "inferior vena cava"]
+    found = {change.organ: (change.added, change.removed) for change in corrections.changes(loaded)}
+    assert found == {"right kidney": (288 + 48, 18), "liver": (0, 336), "inferior vena cava": (0, 0)}
+
+
 def test_a_partial_result_is_not_saved(host, tmp_path: Path) -> None:
     volume = add_volume(host)
     write_result(tmp_path / "out", labels_of())
