@@ -106,6 +106,7 @@ class PGPSAMSegmentWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._updating = False
         self._shortcuts: list[Any] = []
         self._leaving: list[Any] = []  # nodes that follow the segmentation that is just being removed
+        self._told: set[str] = set()  # of the engine's words, those in the log
         self._greeting = False  # whether the line below the button says that the engine starts
 
     # ------------------------------------------------------------------------------------- Slicer's own occasions
@@ -136,11 +137,15 @@ class PGPSAMSegmentWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.connectParameters()
 
     def enter(self) -> None:
-        """The module was opened: looks what is installed, and greets the engine to list models and devices."""
+        """The module was opened: looks what is installed, and greets the engine to list models and devices.
+
+        Each time anew: a model's folder may have been copied there meanwhile.
+        """
         self.connectParameters()
+        self.result.enter()
         self.refresh()
-        if self.logic.ready and not self.logic.facts and not self.logic.waiting:
-            self.greet()
+        if self.logic.ready and not self.logic.waiting:
+            self.greet(quietly=bool(self.logic.facts))
 
     def exit(self) -> None:
         """Another module was opened. What runs goes on, and the shortcuts of the review go on to work."""
@@ -169,6 +174,7 @@ class PGPSAMSegmentWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def onSceneChanged(self, caller: Any = None, event: Any = None) -> None:
         self.connectParameters()
+        self.parameters.overwrite = False  # it was meant for a run in the session that saved the scene
 
     @vtk.calldata_type(vtk.VTK_OBJECT)
     def onNodeAdded(self, caller: Any, event: Any, node: Any) -> None:
@@ -220,16 +226,20 @@ class PGPSAMSegmentWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.parameters = None
 
     def addShortcuts(self) -> None:
-        """On the main window: the review goes on while the user corrects in the Segment Editor."""
+        """In every window: the review goes on while the user corrects in the Segment Editor, on a second screen, too.
+
+        Slicer's own keys are to be spared, such as Ctrl+Shift and an arrow, which turn a sequence's frames.
+        """
         import qt
 
         for keys, call in (
             ("Ctrl+Shift+G", self.segmenting.onAutoSegment),
-            ("Ctrl+Shift+Right", self.review.onNext),
-            ("Ctrl+Shift+Left", self.review.onPrevious),
+            ("Ctrl+Shift+N", self.review.onNext),
+            ("Ctrl+Shift+P", self.review.onPrevious),
             ("Ctrl+Shift+K", self.review.onChecked),
         ):
             shortcut = qt.QShortcut(qt.QKeySequence(keys), slicer.util.mainWindow() or self.parent)
+            shortcut.setContext(qt.Qt.ApplicationShortcut)
             shortcut.activated.connect(call)
             self._shortcuts.append(shortcut)
 
@@ -242,6 +252,12 @@ class PGPSAMSegmentWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def say(self, line: str) -> None:
         """A line for the log."""
         self.ui.logText.appendPlainText(f"{time.strftime('%H:%M:%S')}  {line}")
+
+    def say_once(self, line: str) -> None:
+        """What the engine tells at each greeting."""
+        if line not in self._told:
+            self._told.add(line)
+            self.say(line)
 
     def report(self, event: Event) -> None:
         """An error that the user can mend, below the button and in the log."""
@@ -308,17 +324,18 @@ class PGPSAMSegmentWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def onTimer(self) -> None:
         self.logic.poll()
         self.engine.poll()
+        if self.choices.stale:
+            self.refresh()
         if not (self.logic.waiting or self.engine.busy):
             self.timer.stop()
             self.refresh()
 
     def _on_hello(self, event: Event) -> None:
         device = event["default_device"]
-        self.say(_("Engine {version} is ready, device {device}.").format(version=event["version"], device=device))
+        self.say_once(_("Engine {version} is ready, device {device}.").format(version=event["version"], device=device))
         if self._greeting and not self.segmenting.view.running:
             self.segmenting.view.tell("")
         self._greeting = False
-        self.choices.show_engine()
         self.refresh()
         self.segmenting.greeted()
 

@@ -27,6 +27,7 @@ class ChoicesPanel(Panel):
         ui = self.ui
         self._filling = False
         self._listed: list[str] = []
+        self._shown: Any = None  # the greeting that the boxes are filled from
         ui.modelText.setVisible(False)
         ui.model.currentIndexChanged.connect(self.onModel)
         ui.modelAboutButton.clicked.connect(self.onAbout)
@@ -68,6 +69,7 @@ class ChoicesPanel(Panel):
     def show_engine(self) -> None:
         """Fills the boxes anew, after a greeting or when the engine is gone."""
         self._filling = True
+        self._shown = self.logic.facts
         try:
             self._fill_models()
             self._fill_devices()
@@ -81,7 +83,15 @@ class ChoicesPanel(Panel):
                 self.parameters.model = first
             self.update()
 
+    @property
+    def stale(self) -> bool:
+        """Whether the engine has told more since, before a job, say, or has gone."""
+        return self._shown is not self.logic.facts
+
     def update(self) -> None:
+        if self.stale:
+            self.show_engine()  # comes back here
+            return
         self._filling = True
         try:
             self.ui.model.setCurrentIndex(self.ui.model.findData(self.parameters.model))
@@ -123,13 +133,12 @@ class ChoicesPanel(Panel):
         if self._listed != [organ["name"] for organ in organs]:
             box.clear()
             self._listed = [organ["name"] for organ in organs]
-            for organ in organs:
-                item = qt.QListWidgetItem(organ["name"])
+            for row, organ in enumerate(organs):
+                box.addItem(organ["name"])
+                item = box.item(row)
                 swatch = qt.QPixmap(12, 12)
                 swatch.fill(qt.QColor(*organ["color"]))
                 item.setIcon(qt.QIcon(swatch))
-                item.setCheckState(qt.Qt.Checked)
-                box.addItem(item)
         ticked = set(self.organs)
         for n, name in enumerate(self._listed):
             box.item(n).setCheckState(qt.Qt.Checked if name in ticked else qt.Qt.Unchecked)
@@ -193,4 +202,6 @@ class ChoicesPanel(Panel):
         store(LOOKS, str(self.looks))
 
     def _skip(self, organs: list[str]) -> None:
-        self.parameters.skippedOrgans = list(organs)
+        """Takes the ticks off these organs of the model; what other models have besides stays as it is."""
+        others = [name for name in self.parameters.skippedOrgans if name not in self._listed]
+        self.parameters.skippedOrgans = [*others, *organs]

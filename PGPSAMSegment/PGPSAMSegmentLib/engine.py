@@ -21,6 +21,7 @@ from .childprocess import ChildProcess, clean_environment, describe_exit, explai
 
 PROTOCOL = 1
 HANG_S = 300.0
+ASLEEP_S = 10.0  # polls so far apart mean that Slicer stood still or the computer slept, and the engine with it
 CANCEL_S = 1.5
 ROOM = 1 << 20  # bytes; a disk with less counts as full
 REQUEST_LIMIT = 60_000  # bytes; a longer line may not fit into the pipe, and writing it could block Slicer
@@ -51,6 +52,7 @@ class _Request:
     do: str
     on_event: Callable[[Event], None]
     heard_at: float
+    polled_at: float
     cancelled_at: float | None = None
 
 
@@ -128,7 +130,8 @@ class Engine:
         if len(line) > REQUEST_LIMIT:
             raise ValueError(f"a request of {len(line)} bytes: pass long lists in a file")
         self._last_id += 1
-        self._request = _Request(self._last_id, str(request.get("do", "")), on_event, time.monotonic())
+        now = time.monotonic()
+        self._request = _Request(self._last_id, str(request.get("do", "")), on_event, now, now)
         self._discard_dead()
         try:
             if self._process is None:
@@ -280,6 +283,9 @@ class Engine:
 
     def _check_time(self, request: _Request) -> None:
         now = time.monotonic()
+        pause, request.polled_at = now - request.polled_at, now
+        if pause >= ASLEEP_S:
+            request.heard_at = min(now, request.heard_at + pause)
         if request.cancelled_at is not None:
             if now - request.cancelled_at >= self.cancel_s:
                 self._end_process()

@@ -98,7 +98,6 @@ class EnginePanel(JobPanel):
         store(FOLDER, str(self.folder))
         self.logic.closeEngine()
         self.logic.engineFolder = self.folder
-        self.host.choices.show_engine()
         self.host.refresh()
         if self.logic.ready:
             self.host.greet()

@@ -19,6 +19,7 @@ PROMPTS, POINTS, CONFIDENCE, TABLE, FIRST, VOLUME = (
     PREFIX + role for role in ("prompts", "points", "confidence", "table", "first", "volume")
 )
 COMPANIONS = (PROMPTS, POINTS, CONFIDENCE, TABLE, FIRST)
+ROLE = PREFIX + "role"  # attribute of a companion, which outlives its segmentation: its role
 
 BINARY = "Binary labelmap"
 
@@ -57,15 +58,18 @@ def companion(segmentationNode: Any, role: str) -> Any:
 
 def is_prompts(node: Any) -> bool:
     """Whether a segmentation holds the prompts of another one, which the next run writes anew."""
-    return _referenced(node, PROMPTS)
+    return _has_role(node, PROMPTS)
 
 
 def is_confidence(node: Any) -> bool:
     """Whether a volume is the confidence of a segmentation, and no image."""
-    return _referenced(node, CONFIDENCE)
+    return _has_role(node, CONFIDENCE)
 
 
-def _referenced(node: Any, role: str) -> bool:
+def _has_role(node: Any, role: str) -> bool:
+    if node.GetAttribute(ROLE) == role:
+        return True
+    # In a scene of an earlier version only the segmentation knows it.
     results = slicer.util.getNodesByClass("vtkMRMLSegmentationNode", node.GetScene()) if node.GetScene() else []
     return any(companion(result, role) is node for result in results)
 
@@ -75,6 +79,7 @@ def add_companion(segmentationNode: Any, role: str, class_name: str, name: str, 
     node = companion(segmentationNode, role)
     if node is None:
         node = add_beside(volumeNode, class_name, name)
+        node.SetAttribute(ROLE, role)
         segmentationNode.SetNodeReferenceID(role, node.GetID())
     return node
 

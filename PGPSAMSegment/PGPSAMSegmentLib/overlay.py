@@ -29,13 +29,20 @@ def put_confidence(segmentationNode: Any, volumeNode: Any, confidence: NDArray[n
     with slicer.util.NodeModify(node):
         _fill(node, volumeNode, confidence, vtk.VTK_FLOAT)
         if node.GetDisplayNode() is None:
-            node.CreateDefaultDisplayNodes()
-            display = node.GetDisplayNode()
-            display.SetAutoWindowLevel(False)
-            display.SetWindowLevelMinMax(0.0, 1.0)
-            known = [i for i in _COLORS if volumeNode.GetScene().GetNodeByID(i) is not None]
-            if known:
-                display.SetAndObserveColorNodeID(known[0])
+            _add_display(node)
+
+
+def _add_display(node: Any) -> None:
+    """Adds what shows the confidence: Slicer's default would look through all voxels for a window of its own."""
+    scene = node.GetScene()
+    display = scene.CreateNodeByClass("vtkMRMLScalarVolumeDisplayNode")
+    display.UnRegister(None)
+    display.SetAutoWindowLevel(False)
+    display.SetWindowLevelMinMax(0.0, 1.0)
+    known = [i for i in _COLORS if scene.GetNodeByID(i) is not None]
+    if known:
+        display.SetAndObserveColorNodeID(known[0])
+    node.SetAndObserveDisplayNodeID(scene.AddNode(display).GetID())
 
 
 def overlay_confidence(segmentationNode: Any, on: bool) -> None:

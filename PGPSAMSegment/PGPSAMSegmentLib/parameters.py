@@ -33,7 +33,7 @@ class Parameters:
     Attributes:
         inputVolume: to be segmented.
         model: the name of a model of the engine's.
-        skippedOrgans: those whose tick was taken off; so a new scene or model begins with all.
+        skippedOrgans: those whose tick was taken off, of any model; so a new scene or model begins with all.
         outputSegmentation: where the segments go, and what Result and Review are about; None for a new one.
         overwrite: replace also segments of this module that the user edited or checked; off again after each run.
         show3D, layers, confidenceOverlay: how the result is shown.

@@ -33,7 +33,9 @@ class ResultPanel(Panel):
 
         If the user has gone on to another volume, it is selected when he comes back to its own.
         """
-        if node.GetNodeReference(VOLUME) is not self.parameters.inputVolume:
+        volume = node.GetNodeReference(VOLUME)
+        scene.choose_output(volume, node)
+        if volume is not self.parameters.inputVolume:
             return
         self._node, self._applied, self._measured = node, (), None
         self.parameters.outputSegmentation = node
@@ -41,30 +43,50 @@ class ResultPanel(Panel):
             self.parameters.show3D = True
         self.update()
 
+    def enter(self) -> None:
+        """The user comes back: the switches follow what he did in other modules, and a script's result is selected."""
+        parameters = self.parameters
+        if parameters.outputSegmentation is None:
+            parameters.outputSegmentation = scene.output_of(parameters.inputVolume)
+            return
+        with slicer.util.NodeModify(parameters.parameterNode):
+            self._follow(None, parameters.outputSegmentation)
+
     @slot
     def update(self) -> None:
-        self._follow_volume()
+        followed = self._follow_volume()
         node = self.parameters.outputSegmentation
         if node is not self._node:
             before, self._node = self._node, node
+            if not followed:
+                self._remember(before, node)
             self._follow(before, node)
         self._measure(node)
         self._enable(node)
         self._apply(node)
 
-    def _follow_volume(self) -> None:
-        """Selects the result of another input volume; a scene that is loaded brings its own choice of both.
+    def _follow_volume(self) -> bool:
+        """Selects the output of another input volume; a scene that is loaded brings its own choice of both.
 
         A segmentation without results that was chosen before there was any volume is meant for the first one.
+
+        Returns:
+            Whether there is another input volume.
         """
         volume, node = self.parameters.inputVolume, self.parameters.outputSegmentation
         if volume is self._volume:
-            return
+            return False
         before, self._volume = self._volume, volume
         unused = before is None and node is not None and companion(node, TABLE) is None
         fits = unused or (node is not None and node.GetNodeReference(VOLUME) is volume)
         if volume is not None and node is self._node and not fits:
-            self.parameters.outputSegmentation = scene.segmentation_of(volume)
+            self.parameters.outputSegmentation = scene.output_of(volume)
+        return True
+
+    def _remember(self, before: Any, node: Any) -> None:
+        """Keeps the user's choice of an output; that one was removed is none."""
+        if self._volume is not None and (node is not None or (before is not None and before.GetScene() is not None)):
+            scene.choose_output(self._volume, node)
 
     def _follow(self, before: Any, node: Any) -> None:
         """Sets the switches to what is shown of another segmentation."""

@@ -15,7 +15,7 @@ import numpy as np
 import slicer
 from slicer.i18n import tr as _
 
-from . import segments
+from . import segments, views
 from .grid import ijk_to_ras, reference_affine, same_grid, segment_box
 from .nodes import PREFIX, VOLUME, SceneError
 from .segments import OrganSegment
@@ -131,9 +131,13 @@ def _same_place(item: Item, other: Item) -> bool:
 
 
 def items(segmentationNode: Any) -> list[Item]:
-    """The list as the scene has it, worst first; empty where none was made."""
-    known = set(segments.ids(segmentationNode.GetSegmentation()))
-    return [item for item in map(_item, _load(segmentationNode)["items"]) if item.segment in known]
+    """The list as it is now, worst first; empty where none was made.
+
+    Segments bear their present names. Places in one that was removed are left out; they come back with it.
+    """
+    segmentation = segmentationNode.GetSegmentation()
+    names = {segment_id: segmentation.GetSegment(segment_id).GetName() for segment_id in segments.ids(segmentation)}
+    return [replace(item, organ=names[item.segment]) for item in _stored(segmentationNode) if item.segment in names]
 
 
 def current(segmentationNode: Any) -> Item | None:
@@ -154,14 +158,14 @@ def step(segmentationNode: Any, by: int = 1) -> Item | None:
     for away in range(1, len(listed) + 1):
         item = listed[(start + by * away) % len(listed)]
         if not item.checked:
-            _store(segmentationNode, listed, item)
+            select(segmentationNode, item)
             return item
     return None
 
 
 def select(segmentationNode: Any, item: Item) -> None:
     """Makes any item of the list the current one, a checked one too."""
-    _store(segmentationNode, items(segmentationNode), item)
+    _store(segmentationNode, _stored(segmentationNode), item)
 
 
 def mark(segmentationNode: Any, item: Item, checked: bool = True) -> None:
@@ -173,7 +177,7 @@ def mark(segmentationNode: Any, item: Item, checked: bool = True) -> None:
     """
     logic = slicer.vtkSlicerSegmentationsModuleLogic
     segment = segmentationNode.GetSegmentation().GetSegment(item.segment)
-    known = items(segmentationNode)
+    known = _stored(segmentationNode)
     begun = any(other.checked for other in known if other.segment == item.segment)
     theirs = {logic.Flagged} if begun else {logic.Flagged, logic.Completed}
     listed = [
@@ -218,7 +222,7 @@ def slices_to_check(segmentationNode: Any, chosen: Sequence[str]) -> dict[str, s
 
 
 def jump(segmentationNode: Any, item: Item) -> str:
-    """Centres all slice views on the organ in the item's worst slice.
+    """Centres all slice views on the organ in the item's worst slice, and sees to it that they show its volume.
 
     Returns:
         The ID of the segment to select in the Segment Editor.
@@ -227,8 +231,7 @@ def jump(segmentationNode: Any, item: Item) -> str:
         SceneError: the segment is gone.
     """
     place = position(segmentationNode, item)
-    for view in slicer.util.getNodesByClass("vtkMRMLSliceNode", segmentationNode.GetScene()):
-        view.JumpSliceByCentering(*place)
+    views.show_place(segmentationNode.GetScene(), place, segmentationNode.GetNodeReference(VOLUME))
     return item.segment
 
 
@@ -262,8 +265,9 @@ def _load(segmentationNode: Any) -> dict[str, Any]:
     return json.loads(segmentationNode.GetAttribute(REVIEW_ATTRIBUTE) or '{"items": [], "current": null}')
 
 
-def _item(entry: dict[str, Any]) -> Item:
-    return Item(**entry)
+def _stored(segmentationNode: Any) -> list[Item]:
+    """All places, also those in segments that were removed since."""
+    return [Item(**entry) for entry in _load(segmentationNode)["items"]]
 
 
 def _store(segmentationNode: Any, listed: Sequence[Item], here: Item | None) -> None:

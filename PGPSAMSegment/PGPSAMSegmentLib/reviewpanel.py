@@ -8,8 +8,8 @@ from typing import Any
 import slicer
 from slicer.i18n import tr as _
 
-from . import corrections, review, training
-from .nodes import VOLUME, SceneError
+from . import corrections, review, scene, table, training
+from .nodes import VOLUME
 from .panel import Panel, read, slot
 from .review import REVIEW_ATTRIBUTE
 
@@ -21,10 +21,12 @@ class ReviewPanel(Panel):
         super().__init__(host)
         ui = self.ui
         self._listed: list[review.Item] = []
-        self._shown: tuple[Any, str] | None = None  # the segmentation and its list as the widgets show them
+        self._shown: Any = None  # the segmentation, its list as it is stored and as it is now, when last shown
+        self._compared: Any = None  # the voxels that the text about changes is of
         self._filling = False
         ui.changesText.setVisible(False)
         ui.reviewList.currentRowChanged.connect(self.onRow)
+        ui.reviewList.itemPressed.connect(self.onRow)  # the current one again, to come back to its place
         ui.nextButton.clicked.connect(self.onNext)
         ui.previousButton.clicked.connect(self.onPrevious)
         ui.checkedButton.clicked.connect(self.onChecked)
@@ -39,17 +41,17 @@ class ReviewPanel(Panel):
     @slot
     def update(self) -> None:
         node = self.node
-        text = (node.GetAttribute(REVIEW_ATTRIBUTE) or "") if node is not None else ""
-        if self._shown == (node, text):
-            return
-        if self._shown is None or self._shown[0] is not node:
+        if self._compared != self._voxels():
             self._tell_changes("")
-        self._shown = (node, text)
+        text = (node.GetAttribute(REVIEW_ATTRIBUTE) or "") if node is not None else ""
+        listed = review.items(node) if node is not None else []
+        if self._shown == (node, text, listed):
+            return
+        self._shown, self._listed = (node, text, listed), listed
         self._fill()
 
     def _fill(self) -> None:
         node, ui = self.node, self.ui
-        self._listed = review.items(node) if node is not None else []
         here = review.current(node) if self._listed else None
         self._filling = True
         try:
@@ -100,8 +102,10 @@ class ReviewPanel(Panel):
         row = read(self.ui.reviewList, "currentRow")
         if self._filling or not 0 <= row < len(self._listed):
             return
-        go_to(self.node, self._listed[row])
-        self.update()
+        try:
+            go_to(self.node, self._listed[row])
+        finally:
+            self.update()
 
     @slot
     def onEdit(self) -> None:
@@ -113,14 +117,17 @@ class ReviewPanel(Panel):
 
     @slot
     def onUseCorrected(self) -> None:
-        volume = self.node.GetNodeReference(VOLUME)
-        if volume is None:
-            raise SceneError(f"the volume of '{self.node.GetName()}' is not in the scene", "Load it again")
+        volume = scene.volume_of(self.node, self.parameters.inputVolume)
         training.add(self.node, volume, corrected=True)
         self.host.say(_("The corrected slices of '{name}' are ready for training.").format(name=self.node.GetName()))
         self.host.show_training()
 
+    def _voxels(self) -> Any:
+        """Changes when somebody, or a run, changes the segments."""
+        return (self.node, table.stamp(self.node)) if self.node is not None else None
+
     def _tell_changes(self, text: str) -> None:
+        self._compared = self._voxels()
         self.ui.changesText.setText(text)
         self.ui.changesText.setVisible(bool(text))
 

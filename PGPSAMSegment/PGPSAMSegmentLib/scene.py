@@ -20,14 +20,16 @@ from numpy.typing import NDArray
 from . import firstresult, grid, review, segments
 from .grid import (
     SENT,
-    export_volume,
     full_labelmap,
     has_reference,
     ijk_to_ras,
+    ijk_to_world,
     only,
     same_grid,
+    save,
     shape_of,
     view,
+    voxels_of,
 )
 from .nodes import (
     BINARY,
@@ -57,18 +59,24 @@ __all__ = [
     "SceneError",
     "check_target",
     "check_volume",
+    "choose_output",
     "discard_partial",
     "export_volume",
     "kept",
+    "output_of",
     "overlay_confidence",
     "remove_result",
     "segmentation_of",
     "show",
     "show_partial",
     "show_result",
+    "volume_of",
     "withdraw",
 ]
 
+_SENT_PLACES = "places.npy"  # beside the voxels that the engine gets: where they lay, see `_places`
+# Of a volume: a reference to the segmentation that its results go to, or this attribute where a new one was chosen.
+_OUTPUT = PREFIX + "output"
 _PREVIEW = PREFIX + "preview"  # attribute: ID of the volume whose finished slices a segmentation shows
 
 
@@ -195,14 +203,29 @@ def check_volume(volumeNode: Any) -> None:
         raise SceneError(f"'{volumeNode.GetName()}' is a confidence map, not an image", "Select the CT that it is of")
 
 
+def export_volume(volumeNode: Any, folder: str | Path) -> dict[str, Any]:
+    """As `grid.export_volume`; `check_unchanged` then knows what the engine got."""
+    sent = grid.export_volume(volumeNode, folder)
+    save(Path(folder) / _SENT_PLACES, _places(volumeNode))
+    return sent
+
+
+def _places(volumeNode: Any) -> NDArray[np.float64]:
+    """[2, 4, 4]: (i, j, k) to RAS mm in the volume's own frame, and as the views show it."""
+    return np.stack([ijk_to_ras(volumeNode), ijk_to_world(volumeNode)])
+
+
 def check_unchanged(volumeNode: Any, folder: str | Path) -> None:
-    """Says that a volume is no longer what `export_volume` wrote to this folder: another frame of a sequence, say.
+    """Says that a volume is no longer what `export_volume` wrote to this folder: another frame of a sequence, or with
+    another spacing, say. A transform may have come, gone, or been hardened: results follow it.
 
     Raises:
         SceneError: it is not, or what was written cannot be read.
     """
     sent = _load(Path(folder) / SENT, shape_of(volumeNode))
-    if not np.array_equal(sent, slicer.util.arrayFromVolume(volumeNode)):
+    lay = _load(Path(folder) / _SENT_PLACES, (2, 4, 4))
+    moved = not np.isclose(lay, _places(volumeNode)).all(axis=(1, 2)).any()
+    if moved or not np.array_equal(sent, slicer.util.arrayFromVolume(volumeNode)):
         raise SceneError(
             f"the volume '{volumeNode.GetName()}' changed while it was segmented, and the result would not fit",
             "Segment again, and leave the volume, or the sequence's frame, as it is meanwhile",
@@ -257,6 +280,53 @@ def segmentation_of(volumeNode: Any) -> Any:
     return next((node for node in reversed(nodes) if node.GetNodeReference(VOLUME) is volumeNode), None)
 
 
+def output_of(volumeNode: Any) -> Any:
+    """Where a volume's results go: what was chosen for it, else the latest that holds some; None for a new one."""
+    if volumeNode is None or volumeNode.GetAttribute(_OUTPUT):
+        return None
+    chosen = volumeNode.GetNodeReference(_OUTPUT)
+    fits = chosen is not None and chosen.GetNodeReference(VOLUME) in (None, volumeNode)
+    return chosen if fits else segmentation_of(volumeNode)
+
+
+def choose_output(volumeNode: Any, segmentationNode: Any) -> None:
+    """Keeps with a volume where its results go.
+
+    Args:
+        segmentationNode: None for a new one.
+    """
+    volumeNode.SetAttribute(_OUTPUT, "new" if segmentationNode is None else None)
+    volumeNode.SetNodeReferenceID(_OUTPUT, None if segmentationNode is None else segmentationNode.GetID())
+
+
+def volume_of(segmentationNode: Any, volumeNode: Any) -> Any:
+    """The volume that a result is of.
+
+    Args:
+        volumeNode: takes the place of one that is gone, if it is the same: loaded again, say.
+
+    Raises:
+        SceneError: it is gone, and this one is not the same.
+    """
+    volume = segmentationNode.GetNodeReference(VOLUME)
+    if volume is not None:
+        return volume
+    name = segmentationNode.GetName()
+    firstresult.of(segmentationNode)
+    if volumeNode is None:
+        raise SceneError(
+            f"the volume of '{name}' is not in the scene", "Load it again, and select it as the input volume"
+        )
+    check_volume(volumeNode)
+    if not same_grid(segmentationNode, volumeNode) or firstresult.volumes(segmentationNode) - {voxels_of(volumeNode)}:
+        raise SceneError(
+            f"the volume '{volumeNode.GetName()}' is not the one that '{name}' was made on",
+            "Select that one as the input volume; load it again if it is not in the scene",
+        )
+    segmentationNode.SetNodeReferenceID(VOLUME, volumeNode.GetID())
+    return volumeNode
+
+
 class _Run:
     """A "done" event with its files read and checked, before anything in the scene is touched.
 
@@ -295,8 +365,8 @@ def _chosen(label_set: Sequence[dict[str, Any]], organs: Iterable[str] | None) -
     return [organ for organ in label_set if wanted is None or organ["name"] in wanted]
 
 
-def _load(path: str | Path, shape: tuple[int, int, int]) -> NDArray[Any]:
-    """An array [k, j, i] that was exchanged with the engine, which must lie on the volume's grid."""
+def _load(path: str | Path, shape: tuple[int, ...]) -> NDArray[Any]:
+    """An array that was exchanged with the engine; one of voxels, [k, j, i], must lie on the volume's grid."""
     try:
         array: NDArray[Any] = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
@@ -366,7 +436,8 @@ def _begin_anew(segmentationNode: Any, volumeNode: Any) -> None:
 def _add_preview(volumeNode: Any, organs: Sequence[dict[str, Any]]) -> Any:
     # Hidden: nobody shall choose as the output what is gone in a moment.
     node = _add_segmentation(volumeNode, f"{volumeNode.GetName()} (segmenting)", hidden=True)
-    node.SetSaveWithScene(False)
+    for each in (node, node.GetDisplayNode()):
+        each.SetSaveWithScene(False)
     node.SetAttribute(_PREVIEW, volumeNode.GetID())
     layer = full_labelmap(shape_of(volumeNode), ijk_to_ras(volumeNode))
     for organ in organs:

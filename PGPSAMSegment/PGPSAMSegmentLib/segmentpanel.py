@@ -94,7 +94,7 @@ class SegmentPanel(JobPanel):
     def greeted(self) -> None:
         """The engine has told what it has, or has failed to: a click that waited for it is done now."""
         for why in self.logic.facts.get("left_out", []):
-            self.host.say(_("A model is left out. {why}").format(why=why))
+            self.host.say_once(_("A model is left out. {why}").format(why=why))
         waited, self._waits = self._waits, False
         if waited and self.logic.models:
             self.onAutoSegment()
@@ -135,6 +135,8 @@ class SegmentPanel(JobPanel):
     def _on_error(self, event: Event) -> None:
         cancelled = event["kind"] == "cancelled"
         self.view.end(_("Cancelled; the scene is as before.") if cancelled else sentence(event), error=not cancelled)
+        if self.parameters is not None:  # the scene is just being closed
+            self.parameters.overwrite = False
         self.host.log_error(event)
         self.host.refresh()
         if event["kind"] == "user":

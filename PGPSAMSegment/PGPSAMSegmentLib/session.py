@@ -50,6 +50,7 @@ class Session:
         self._engine: Engine | None = None
         self._jobs: deque[_Job] = deque()  # the first one runs
         self._running_id: int | None = None
+        self._refusal: Event | None = None  # why the first job could not be given to the engine; `poll` delivers it
         self.hello: dict[str, Any] = {}
 
     @property
@@ -112,13 +113,17 @@ class Session:
 
     def poll(self) -> None:
         """Delivers events; call it a few times a second while `busy`."""
-        if self._engine is not None:
+        refusal, self._refusal = self._refusal, None
+        if refusal is not None:
+            self._hear(refusal)
+        elif self._engine is not None:
             self._engine.poll()
 
     def close(self) -> None:
         """Ends the engine at once; the next job starts a new one, and is greeted anew. Jobs end without an event."""
         self._jobs.clear()
         self._running_id = None
+        self._refusal = None
         self.hello = {}
         engine, self._engine = self._engine, None
         if engine is not None:
@@ -134,9 +139,10 @@ class Session:
         if self._jobs and not self.engine.busy:
             try:
                 self._running_id = self.engine.submit(self._jobs[0].request, self._hear)
-            except ValueError as error:  # far too many cases or slices for one request
-                event = {"event": "error", "kind": "user", "message": str(error), "hint": "Take fewer cases at a time."}
-                self._jobs.popleft().on_event(event)
+            except ValueError:  # the request is too long
+                message = "there are more cases, or slices in them, than one job can take"
+                hint = "Take fewer cases at a time."
+                self._refusal = {"event": "error", "kind": "user", "message": message, "hint": hint}
 
     def _hear(self, event: Event) -> None:
         job = self._jobs[0]

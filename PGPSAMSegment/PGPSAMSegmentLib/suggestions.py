@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import slicer
-
+from . import views
 from .grid import ijk_to_ras, shape_of, to_world
 from .nodes import PREFIX
 
@@ -46,9 +45,8 @@ def of(volumeNode: Any) -> list[Place]:
 
 
 def jump(volumeNode: Any, place: Place) -> None:
-    """Centres all slice views on the middle of the slice."""
+    """Centres all slice views on the middle of the slice, and sees to it that they show the volume."""
     index = [(length - 1) / 2 for length in shape_of(volumeNode)]
     index[place.axis] = place.slice
     world = to_world(volumeNode) @ ijk_to_ras(volumeNode) @ [*index[::-1], 1.0]
-    for view in slicer.util.getNodesByClass("vtkMRMLSliceNode", volumeNode.GetScene()):
-        view.JumpSliceByCentering(*world[:3])
+    views.show_place(volumeNode.GetScene(), world[:3].tolist(), volumeNode)

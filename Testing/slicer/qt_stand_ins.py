@@ -28,6 +28,9 @@ from PySide6 import QtCore, QtGui, QtUiTools, QtWidgets
 SCENE_ARGUMENT = "vtkMRMLScene*"
 ROW = 25  # pixels; the height of a field, and of a section's head
 QWIDGETSIZE_MAX = 16777215
+# PySide takes a reference from None with each call that returns nothing, and Python 3.11 aborts where none is left:
+# a long run of tests needs more of them than the interpreter has.
+_NONES = [None] * 1_000_000
 
 
 # ----------------------------------------------------------------------------------------------- the module `qt`

@@ -263,6 +263,82 @@ def test_a_confidence_map_is_no_input(host, tmp_path: Path) -> None:
     assert caught.value.hint
 
 
+@pytest.mark.parametrize("version", ["now", "earlier"])
+def test_what_came_with_a_result_is_never_taken_for_an_image_or_for_organs(host, tmp_path: Path, version: str) -> None:
+    """Also after the result was deleted; scenes of earlier versions know it only as long as the result is there."""
+    volume = add_volume(host)
+    node = scene.show_result(volume, write_result(tmp_path, labels_of()))
+    confidence, prompts = (nodes.companion(node, role) for role in (nodes.CONFIDENCE, nodes.PROMPTS))
+    if version == "earlier":
+        for each in (confidence, prompts):
+            each.RemoveAttribute(nodes.ROLE)
+    else:
+        slicer.mrmlScene.RemoveNode(node)
+    assert (nodes.is_confidence(confidence), nodes.is_prompts(prompts)) == (True, True)
+    assert not nodes.is_confidence(volume)
+    with pytest.raises(scene.SceneError, match="is a confidence map"):
+        scene.check_volume(confidence)
+    with pytest.raises(scene.SceneError, match="holds the prompts of another segmentation"):
+        scene.check_target(prompts, volume)
+
+
+def test_a_scene_that_is_saved_while_slices_finish_keeps_nothing_of_the_preview(host, tmp_path: Path) -> None:
+    volume = add_volume(host)
+    write_result(tmp_path, labels_of())
+    scene.show_partial(volume, tmp_path / "labels.npy", LABEL_SET)
+    assert slicer.mrmlScene.WriteToMRB(str(tmp_path / "scene.mrb"))
+    slicer.mrmlScene.Clear(False)
+    assert slicer.mrmlScene.ReadFromMRB(str(tmp_path / "scene.mrb"))
+    for name in ("vtkMRMLSegmentationNode", "vtkMRMLSegmentationDisplayNode"):
+        assert slicer.util.getNodesByClass(name) == []
+
+
+def test_the_voxels_place_is_part_of_what_the_engine_got(host, tmp_path: Path) -> None:
+    volume = add_volume(host)
+    scene.export_volume(volume, tmp_path)
+    under(MOVE, volume)
+    scene.check_unchanged(volume, tmp_path)  # the result goes under the same transform
+    scene.export_volume(volume, tmp_path)
+    volume.HardenTransform()
+    scene.check_unchanged(volume, tmp_path)
+    volume.SetSpacing(1.4, 2.6, 5.0)
+    with pytest.raises(scene.SceneError, match="changed while it was segmented"):
+        scene.check_unchanged(volume, tmp_path)
+
+
+def test_a_volume_that_was_loaded_again_takes_the_place_of_the_deleted_one(host, tmp_path: Path) -> None:
+    volume = add_volume(host)
+    node = scene.show_result(volume, write_result(tmp_path, labels_of()))
+    assert scene.volume_of(node, None) is volume
+    slicer.mrmlScene.RemoveNode(volume)
+    with pytest.raises(scene.SceneError, match="the volume of 'CT segmentation' is not in the scene") as caught:
+        scene.volume_of(node, None)
+    assert caught.value.hint
+    phase = add_volume(host, name="portal")
+    slicer.util.arrayFromVolume(phase)[0, 0, 0] += 1
+    for other in (phase, add_volume(host, OBLIQUE, name="oblique")):
+        with pytest.raises(
+            scene.SceneError, match=f"'{other.GetName()}' is not the one that 'CT segmentation'"
+        ) as caught:
+            scene.volume_of(node, other)
+        assert caught.value.hint
+        assert node.GetNodeReference(nodes.VOLUME) is None
+    again = add_volume(host, name="again")
+    assert scene.volume_of(node, again) is again
+    assert node.GetNodeReference(nodes.VOLUME) is again
+
+
+def test_a_copy_that_does_not_know_the_models_own_result_says_so(host, tmp_path: Path) -> None:
+    """The Data module's Clone takes no references along."""
+    volume = add_volume(host)
+    node = scene.show_result(volume, write_result(tmp_path, labels_of()))
+    hierarchy = slicer.mrmlScene.GetSubjectHierarchyNode()
+    clone = slicer.modules.subjecthierarchy.logic().CloneSubjectHierarchyItem
+    copy = hierarchy.GetItemDataNode(clone(hierarchy, hierarchy.GetItemByDataNode(node)))
+    with pytest.raises(scene.SceneError, match="own result for 'CT segmentation Copy' is not in this scene"):
+        scene.volume_of(copy, volume)
+
+
 def test_a_run_that_fails_costs_no_undo_step(host, tmp_path: Path, monkeypatch) -> None:
     volume, history = add_volume(host), scene.RunHistory()
     node = scene.show_result(volume, write_result(tmp_path, labels_of()), history=history)

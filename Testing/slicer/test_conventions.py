@@ -285,6 +285,18 @@ def test_text_is_utf_8_whatever_the_locale() -> None:
     assert found == []
 
 
+def test_items_of_a_list_are_made_by_the_list() -> None:
+    """One that Python makes and hands over is deleted under the list by some versions of PythonQt."""
+    made = {"QListWidgetItem", "QTableWidgetItem", "QTreeWidgetItem"}
+    found = [
+        f"{where(path, node)} makes a {called(node)}"
+        for path in sources()
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.Call) and called(node) in made
+    ]
+    assert found == []
+
+
 def test_no_exception_is_swallowed_whole() -> None:
     """`except: ...` and `except Exception: pass` hide what went wrong."""
     found = []

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from listening import Ear, is_alive, wait_for_end
 
+from PGPSAMSegmentLib import engine as engine_module
 from PGPSAMSegmentLib.childprocess import clean_environment
 from PGPSAMSegmentLib.engine import Engine, EngineBusy
 
@@ -134,6 +135,24 @@ def test_a_request_that_may_not_fit_into_the_pipe_is_refused(make_engine):
     with pytest.raises(ValueError, match="pass long lists in a file"):
         engine.submit({"do": "segment", "slices": list(range(50_000))}, Ear(engine))
     assert not engine.busy
+
+
+def test_a_computer_that_slept_finds_its_job_at_work_and_a_silent_one_is_still_stopped(make_engine, monkeypatch):
+    """The clock of some systems goes on during sleep."""
+    engine, now = make_engine("hangs", hang_s=30.0), [0.0]
+    monkeypatch.setattr(engine_module.time, "monotonic", lambda: now[0])
+    ear = Ear(engine)
+    engine.submit({"do": "segment"}, ear)
+    while not ear.events:  # the first word comes, and no other
+        engine.poll()
+        time.sleep(0.02)
+    for pause in (3600, 9, 9, 9):
+        now[0] += pause
+        engine.poll()
+        assert engine.busy, f"stopped after {now[0]} s"
+    now[0] += 9
+    engine.poll()
+    assert ear.events[-1]["kind"] == "hung"
 
 
 def test_closing_ends_the_worker_and_the_open_request(make_engine):

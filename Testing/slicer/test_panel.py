@@ -11,9 +11,9 @@ import standin_model_worker as standin
 import vtk
 from made_results import add_volume, mask_of, names, paint
 from panel_bench import CHECKED, UNCHECKED, segmentations
-from PySide6 import QtCore, QtWidgets
+from PySide6 import QtCore, QtGui, QtTest, QtWidgets
 
-from PGPSAMSegmentLib import nodes
+from PGPSAMSegmentLib import nodes, review
 from PGPSAMSegmentLib.parameters import Layers
 
 # ------------------------------------------------------------------------------------------------------ the whole way
@@ -195,6 +195,42 @@ def test_finished_work_is_kept_and_the_box_to_replace_it_goes_off_again(bench):
     assert not bench.ui.overwrite.isChecked()
 
 
+def test_the_box_to_replace_finished_work_holds_for_one_run_also_if_that_is_cancelled(make_bench, host):
+    bench = make_bench("slow")
+    add_volume(host)
+    bench.open()
+    bench.ui.overwrite.setChecked(True)
+    bench.ui.autoSegmentButton.click()
+    bench.wait(lambda: "4 of 9" in bench.status)
+    bench.ui.autoSegmentButton.click()
+    bench.wait_idle()
+    assert bench.status == "Cancelled; the scene is as before."
+    assert not bench.ui.overwrite.isChecked()
+
+
+def test_the_box_to_replace_finished_work_does_not_come_back_with_a_scene(bench, tmp_path):
+    bench.ui.overwrite.setChecked(True)
+    assert slicer.util.saveScene(str(tmp_path / "scene.mrb"))
+    slicer.mrmlScene.Clear()
+    slicer.util.loadScene(str(tmp_path / "scene.mrb"))
+    assert not bench.ui.overwrite.isChecked()
+    assert not bench.parameters.overwrite
+
+
+def test_ticks_are_remembered_for_each_model(make_bench, host):
+    bench = make_bench()
+    standin.add_model(bench.models, "spleens", [standin.ORGANS[1]])
+    add_volume(host)
+    bench.open()
+    for model, row in (("abdomen-ct", 0), ("spleens", 0)):
+        bench.ui.model.setCurrentIndex(bench.ui.model.findData(model))
+        bench.organ_items()[row].setCheckState(UNCHECKED)
+    bench.ui.allOrgansButton.click()
+    assert bench.ui.organCount.text() == "1 of 1 organs"
+    bench.ui.model.setCurrentIndex(bench.ui.model.findData("abdomen-ct"))
+    assert [item.checkState() for item in bench.organ_items()] == [UNCHECKED, CHECKED]
+
+
 def test_the_last_run_can_be_undone(bench):
     assert not bench.ui.undoButton.isEnabled()
     bench.segment()
@@ -284,6 +320,27 @@ def test_surfaces_that_the_user_made_survive_the_next_run(bench):
     assert node.GetSegmentation().ContainsRepresentation("Closed surface")
 
 
+def test_the_switches_follow_what_was_done_in_other_modules(bench, host):
+    _, composite = host.add_view()
+    node, other = bench.segment(), add_volume(host, name="PET")
+    bench.ui.show3D.setChecked(True)
+    bench.ui.layers.setCurrentText("Both")
+    bench.ui.confidenceOverlay.setChecked(True)
+    bench.open()
+    assert composite.GetForegroundVolumeID() == nodes.companion(node, nodes.CONFIDENCE).GetID()
+    node.RemoveClosedSurfaceRepresentation()  # as the Segment Editor's own button does it
+    for each in (node, nodes.companion(node, nodes.PROMPTS), nodes.companion(node, nodes.POINTS)):
+        each.SetDisplayVisibility(False)
+    composite.SetForegroundVolumeID(other.GetID())
+    bench.open()
+    assert (bench.ui.show3D.isChecked(), bench.ui.confidenceOverlay.isChecked()) == (False, False)
+    assert bench.ui.layers.currentText() == "Masks"
+    assert composite.GetForegroundVolumeID() == other.GetID()
+    assert not node.GetDisplayVisibility()  # the user hid it: to look at the switches shows nothing
+    bench.ui.show3D.setChecked(True)
+    assert node.GetSegmentation().ContainsRepresentation("Closed surface")
+
+
 def test_switches_that_are_set_before_a_run_hold_for_its_result(bench, host):
     _, composite = host.add_view()
     bench.ui.show3D.setChecked(True)
@@ -337,6 +394,43 @@ def test_each_volume_has_its_own_output(bench, host):
     assert bench.status.startswith(f"The segmentation '{first.GetName()}' holds results of another volume, 'CT'.")
 
 
+def test_the_output_that_was_chosen_for_a_volume_is_kept(bench, host, tmp_path):
+    first = bench.segment()
+    bench.ui.outputSegmentation.setCurrentNode(None)
+    second = bench.segment()
+    other = add_volume(host, name="next")
+
+    def on_return():
+        bench.ui.inputVolume.setCurrentNode(other)
+        bench.ui.inputVolume.setCurrentNode(slicer.util.getNode("CT"))
+        return bench.parameters.outputSegmentation
+
+    assert on_return() is second
+    bench.ui.outputSegmentation.setCurrentNode(first)
+    assert on_return() is first
+    bench.ui.outputSegmentation.setCurrentNode(None)
+    assert on_return() is None  # a new one was asked for
+    bench.open()
+    assert bench.parameters.outputSegmentation is None
+    bench.ui.outputSegmentation.setCurrentNode(first)
+    assert slicer.util.saveScene(str(tmp_path / "scene.mrb"))
+    slicer.mrmlScene.Clear()
+    slicer.util.loadScene(str(tmp_path / "scene.mrb"))
+    assert on_return().GetName() == "CT segmentation"
+    slicer.mrmlScene.RemoveNode(bench.parameters.outputSegmentation)
+    assert on_return().GetName() == second.GetName()
+
+
+def test_a_result_of_a_script_is_the_output_when_the_module_is_opened(make_bench, host):
+    bench = make_bench()
+    volume = add_volume(host)
+    node = bench.logic.segmentAndWait(volume)
+    bench.open()
+    assert bench.parameters.outputSegmentation is node
+    assert bench.segment() is node
+    assert segmentations() == ["CT segmentation", "CT segmentation prompts"]
+
+
 def test_an_output_chosen_before_there_is_a_volume_is_kept_for_the_first_one(make_bench, host):
     bench = make_bench().open()
     mine = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "mine")
@@ -387,6 +481,93 @@ def test_a_result_that_is_deleted_leaves_nothing_hidden_and_no_overlay(bench, ho
     assert slicer.util.getNodesByClass("vtkMRMLTextNode") == []
     assert composite.GetForegroundVolumeID() == other.GetID()
     assert slicer.util.getNode("CT segmentation confidence")  # the lists show it: it is the user's to delete
+
+
+# ---------------------------------------------------------------------------------------------------- the review's list
+
+
+def test_keys_of_the_review_work_in_every_window_and_beside_slicers_own(bench):
+    node = bench.segment()
+    frames = QtWidgets.QToolBar("Sequence Browser", bench.window)
+    bench.window.addToolBar(frames)
+    for keys in ("Left", "Right", "Down"):  # qMRMLSequenceBrowserToolBar's
+        QtGui.QShortcut(QtGui.QKeySequence(f"Ctrl+Shift+{keys}"), frames)
+    second_screen = QtWidgets.QWidget()
+    bench.window.show()
+    second_screen.show()
+    modifiers = QtCore.Qt.KeyboardModifier.ControlModifier | QtCore.Qt.KeyboardModifier.ShiftModifier
+    try:
+        for window, key, organ in (
+            (bench.window, "N", "liver"),
+            (second_screen, "N", "spleen"),
+            (second_screen, "P", "liver"),
+        ):
+            window.activateWindow()
+            assert QtTest.QTest.qWaitForWindowActive(window)
+            QtTest.QTest.keyClick(window, getattr(QtCore.Qt.Key, f"Key_{key}"), modifiers)
+            assert review.current(node).organ == organ
+    finally:
+        second_screen.close()
+
+
+def test_a_press_on_the_current_place_goes_there_again(bench, host):
+    view, _ = host.add_view()
+    bench.segment()
+    bench.window.resize(600, 2000)
+    bench.window.show()
+    box = bench.ui.reviewList
+    for row in (1, 1, 0):
+        view.SetSliceOffset(0.0)
+        box.scrollToItem(box.item(row))
+        QtTest.QTest.mouseClick(box.viewport(), QtCore.Qt.LeftButton, pos=box.visualItemRect(box.item(row)).center())
+        assert view.GetSliceOffset() == 4 * 2.5
+        assert box.currentRow() == row
+
+
+def test_the_list_follows_segments_that_are_renamed_and_removed(bench):
+    node = bench.segment()
+    segmentation = node.GetSegmentation()
+    lines = lambda: [bench.ui.reviewList.item(n).text() for n in range(bench.ui.reviewList.count())]  # noqa: E731
+    segmentation.GetSegment(segmentation.GetSegmentIdBySegmentName("liver")).SetName("graft")
+    bench.open()
+    assert lines() == ["graft, slice 5: confidence 50 %", "spleen, slice 5: confidence 50 %"]
+    segmentation.RemoveSegment(segmentation.GetSegmentIdBySegmentName("spleen"))
+    bench.ui.reviewList.setCurrentRow(1)
+    assert "the segment of 'spleen' is no longer there" in bench.status.lower()
+    assert lines() == ["graft, slice 5: confidence 50 %"]
+    segmentation.RemoveAllSegments()
+    bench.ui.nextButton.click()
+    assert lines() == []
+    assert not bench.ui.nextButton.isEnabled()
+
+
+def test_what_changed_is_told_only_as_long_as_it_is_so(bench):
+    node = bench.segment()
+    liver = mask_of(node, "liver", bench.volume)
+    liver[4, 2, 2:5] = False
+    paint(node, "liver", bench.volume, liver)
+    bench.ui.compareButton.click()
+    assert "3 removed" in bench.ui.changesText.text()
+    bench.open()
+    assert "3 removed" in bench.ui.changesText.text()
+    bench.ui.overwrite.setChecked(True)
+    bench.segment()
+    assert bench.ui.changesText.text() == ""
+    assert bench.ui.changesText.isHidden()
+
+
+def test_corrected_slices_are_used_with_a_volume_that_was_loaded_again(bench, host):
+    node = bench.segment()
+    liver = mask_of(node, "liver", bench.volume)
+    liver[4, 2, 2:5] = False
+    paint(node, "liver", bench.volume, liver)
+    slicer.mrmlScene.RemoveNode(bench.volume)
+    volume = add_volume(host, name="again")
+    assert bench.parameters.inputVolume is volume
+    bench.ui.outputSegmentation.setCurrentNode(node)
+    bench.ui.useCorrectedButton.click()
+    assert bench.ui.cases.item(0).text() == f"corrected slices of {node.GetName()}"
+    assert node.GetNodeReference(nodes.VOLUME) is volume
 
 
 def test_the_log_can_be_copied(bench):

@@ -8,16 +8,17 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import qt_stand_ins
 import slicer
 import standin_model_worker as standin
 from listening import is_alive, wait_for_end
-from made_results import add_volume, names
+from made_results import add_volume, names, paint
 from panel_bench import WORKER, segmentations
 from standin_slicer import make_wheel
 
-from PGPSAMSegmentLib import enginepanel, install, scene
+from PGPSAMSegmentLib import engine, enginepanel, install, scene, training
 
 # --------------------------------------------------------------------------------------------------------- the engine
 
@@ -98,6 +99,53 @@ def test_a_click_before_the_engine_has_answered_still_keeps_to_the_ticks(make_be
     bench.ui.autoSegmentButton.click()
     bench.wait_idle()
     assert names(bench.parameters.outputSegmentation) == ["liver"]
+
+
+def test_a_first_greeting_that_fails_is_made_up_for_by_the_next_one(make_bench, host):
+    bench = make_bench()
+    add_volume(host)
+    engine = bench.logic._session.engine
+    command, engine.command = engine.command, ["/no/such/python"]
+    bench.open()
+    assert "could not be started" in bench.status
+    engine.command = command
+    bench.segment()
+    assert "2 of 2 organs found" in bench.status
+    assert bench.ui.model.currentText() == "abdomen-ct: 2 organs"
+    assert (bench.ui.device.count(), len(bench.organ_items())) == (2, 2)
+    assert bench.ui.deviceNote.text().startswith("No GPU is used.")
+
+
+def test_a_job_that_is_too_long_for_one_request_ends_with_a_line(bench, monkeypatch):
+    drawn = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "drawn")
+    drawn.SetReferenceImageGeometryParameterFromVolumeNode(bench.volume)
+    paint(drawn, "lesion", bench.volume, np.ones(slicer.util.arrayFromVolume(bench.volume).shape, bool))
+    training.add(drawn, bench.volume)
+    bench.ui.newModel.setText("mine")
+    with monkeypatch.context() as short:
+        short.setattr(engine, "REQUEST_LIMIT", 100)
+        bench.ui.adaptButton.click()
+        assert bench.ui.adaptButton.text() == "Cancel"
+        bench.wait_idle()
+    message = "There are more cases, or slices in them, than one job can take. Take fewer cases at a time."
+    assert bench.ui.adaptStatus.text() == message
+    assert bench.ui.adaptButton.text() == "Train new model"
+    assert not (bench.models / "mine").exists()
+    bench.ui.adaptButton.click()
+    bench.wait_idle()
+    assert bench.ui.adaptStatus.text() == "The model 'mine' is ready and chosen."
+
+
+def test_a_model_that_is_copied_there_meanwhile_is_listed_when_the_user_comes_back(bench):
+    bench.segment()
+    told = bench.status
+    standin.add_model(bench.models, "of-a-colleague", standin.ORGANS)
+    bench.widget.exit()
+    bench.open()
+    assert [bench.ui.model.itemData(n) for n in range(bench.ui.model.count())] == ["abdomen-ct", "of-a-colleague"]
+    assert bench.ui.model.currentText() == "abdomen-ct: 2 organs"
+    assert bench.status == told
+    assert bench.log.count("is ready, device cpu.") == 1
 
 
 def test_a_volume_that_changes_meanwhile_gets_no_result(make_bench, host):

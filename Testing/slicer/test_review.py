@@ -22,7 +22,7 @@ from made_results import (
     write_result,
 )
 
-from PGPSAMSegmentLib import corrections, firstresult, nodes, review, scene, segments, table, training
+from PGPSAMSegmentLib import corrections, firstresult, nodes, review, scene, segments, suggestions, table, training
 
 
 def shown(tmp_path: Path, volume, slice_confidence, labels=None, axis: int = 0):
@@ -134,6 +134,35 @@ def test_the_table_names_the_slices_of_the_segment_that_it_measures(host, tmp_pa
     assert table.rows(node)["liver"][3] == "5"
 
 
+def test_places_in_a_segment_that_was_removed_come_back_with_it(host, tmp_path: Path) -> None:
+    """As when the user takes its removal back in the Segment Editor."""
+    node = shown(tmp_path, add_volume(host), DOUBTS)
+    kidney, liver = review.items(node)[:2]
+    review.mark(node, kidney)
+    history = slicer.vtkSegmentationHistory()
+    history.SetSegmentation(node.GetSegmentation())
+    history.SaveState()
+    node.GetSegmentation().RemoveSegment(kidney.segment)
+    assert review.step(node) == liver
+    review.mark(node, liver)
+    review.select(node, liver)
+    assert [item.organ for item in review.items(node)] == ["liver", "liver"]
+    history.RestorePreviousState()
+    assert [(item.organ, item.checked) for item in review.items(node)] == [
+        ("right kidney", True),
+        ("liver", True),
+        ("liver", False),
+    ]
+
+
+def test_places_bear_the_names_that_their_segments_have_now(host, tmp_path: Path) -> None:
+    node = shown(tmp_path, add_volume(host), DOUBTS)
+    node.GetSegmentation().GetSegment(review.items(node)[0].segment).SetName("transplant")
+    assert [item.organ for item in review.items(node)] == ["transplant", "liver", "liver"]
+    assert review.progress(node) == "0 of 3 places checked; next: transplant, slice 3"
+    assert review.step(node).organ == review.current(node).organ == "transplant"
+
+
 def test_what_was_checked_is_the_users(host, tmp_path: Path) -> None:
     volume = add_volume(host)
     node = shown(tmp_path, volume, DOUBTS)
@@ -174,6 +203,25 @@ def test_views_jump_to_the_organ_in_its_slice(host, tmp_path: Path, axis: int) -
     np.testing.assert_allclose(review.position(node, item), world, atol=1e-9)
     shown_at = slicer.util.arrayFromVTKMatrix(view.GetSliceToRAS())[:3, 3]
     np.testing.assert_allclose(shown_at, world, atol=1e-6)
+
+
+def test_a_view_that_shows_something_else_gets_the_volume_that_is_jumped_in(host, tmp_path: Path) -> None:
+    composites = [host.add_view(name, "Axial")[1] for name in ("Red", "Yellow", "Green")]
+    volume, other = add_volume(host), add_volume(host, name="other")
+    red, yellow, green = composites
+    red.SetBackgroundVolumeID(other.GetID())
+    yellow.SetBackgroundVolumeID(other.GetID())
+    yellow.SetForegroundVolumeID(volume.GetID())
+    place = suggestions.Place(0, 4)
+    node = shown(tmp_path, volume, DOUBTS)
+    for jump in (lambda: review.jump(node, review.items(node)[0]), lambda: suggestions.jump(volume, place)):
+        jump()
+        assert [each.GetBackgroundVolumeID() for each in (red, green)] == [volume.GetID()] * 2
+        assert yellow.GetBackgroundVolumeID() == other.GetID()
+        red.SetBackgroundVolumeID(other.GetID())
+    slicer.mrmlScene.RemoveNode(volume)
+    review.jump(node, review.items(node)[0])
+    assert red.GetBackgroundVolumeID() == other.GetID()
 
 
 def test_jumping_works_where_the_user_erased_the_slice_and_not_where_he_removed_the_segment(
