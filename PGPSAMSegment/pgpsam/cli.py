@@ -38,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("input", metavar="IN", help="NIfTI, NRRD or MHA file, or a DICOM folder")
     command.add_argument("-o", "--out", required=True, metavar="OUT", help="label volume on IN's own grid")
     command.add_argument("--model", default=DEFAULT_MODEL, help=f"a model's name or folder (default: {DEFAULT_MODEL})")
-    command.add_argument("--organs", help="comma-separated names (default: all that the model knows)")
+    add_organs(command)
     command.add_argument("--weights", type=Path, metavar="FILE", help="the backbone's base weights, if given by hand")
     command.add_argument("--prompts", metavar="FILE", help="where the model looked for each organ: a label volume")
     command.add_argument("--points", metavar="FILE", help="the prompts' peaks: Slicer markups (.mrk.json)")
@@ -52,10 +52,12 @@ def build_parser() -> argparse.ArgumentParser:
     command.set_defaults(action=segment)
 
     command = commands.add_parser("cohort", help="segment many CT volumes; goes on where it was stopped")
-    command.add_argument("inputs", nargs="+", metavar="IN", help="volume files or DICOM folders")
+    command.add_argument(
+        "inputs", nargs="+", metavar="IN", help="volume files, such as scans/*.nii.gz, or DICOM folders"
+    )
     command.add_argument("-o", "--out", type=Path, required=True, metavar="FOLDER", help="for results and organs.csv")
     command.add_argument("--model", default=DEFAULT_MODEL, help=f"a model's name or folder (default: {DEFAULT_MODEL})")
-    command.add_argument("--organs", help="comma-separated names (default: all that the model knows)")
+    add_organs(command)
     command.add_argument("--weights", type=Path, metavar="FILE", help="the backbone's base weights, if given by hand")
     command.add_argument(
         "--format", default=".nii.gz", help="of the labels: .nii.gz, .seg.nrrd, ... (default: .nii.gz)"
@@ -87,6 +89,13 @@ def build_parser() -> argparse.ArgumentParser:
     add_common(command)
     command.set_defaults(action=fetch_weights)
     return parser
+
+
+def add_organs(parser: argparse.ArgumentParser) -> None:
+    """--organs, which may be given several times; `organ_names` reads it."""
+    parser.add_argument(
+        "--organs", action="append", metavar="NAMES", help="comma-separated (default: all that the model knows)"
+    )
 
 
 def segment(options: argparse.Namespace) -> None:
@@ -125,6 +134,8 @@ def segment(options: argparse.Namespace) -> None:
     title = f"{volume.name}: {result.model} on {result.device}"
     print_table(title, ["organ", "mL", "mean HU", "confidence"] + (["Dice"] if options.reference else []), rows)
     print("seconds: " + ", ".join(f"{stage} {value:.1f}" for stage, value in result.seconds.items()))
+    if reference and not reference[1]:
+        print(f"the reference names no organs: its ids are taken for those of {result.model}")
     if options.reference:
         print_agreement(dice, [name for name in result.label_set.names if name not in dice])
     print(f"wrote {options.out}")
@@ -132,7 +143,7 @@ def segment(options: argparse.Namespace) -> None:
 
 def organ_names(options: argparse.Namespace) -> list[str] | None:
     """What --organs names; None for all."""
-    return [name.strip() for name in options.organs.split(",")] if options.organs else None
+    return None if options.organs is None else [name.strip() for name in ",".join(options.organs).split(",")]
 
 
 def cohort(options: argparse.Namespace) -> None:
@@ -215,13 +226,12 @@ def agreement(
         names: of the reference's ids, in whatever spelling `canonical_name` knows; {} where they are the model's own.
     """
     known = names or {organ.id: organ.name for organ in label_set}
-    ids = {canonical_name(name): identifier for identifier, name in known.items()}
     scores = {}
     for label in label_set:
-        if canonical_name(label.name) not in ids:  # it may be there without a name
+        ids = [each for each, name in known.items() if canonical_name(name) == canonical_name(label.name)]
+        if not ids:  # it may be there without a name
             continue
-        ours = labels == label.id
-        theirs = reference == ids[canonical_name(label.name)]
+        ours, theirs = labels == label.id, np.isin(reference, ids)
         total = int(ours.sum()) + int(theirs.sum())
         scores[label.name] = 2.0 * int((ours & theirs).sum()) / total if total else float("nan")
     return scores

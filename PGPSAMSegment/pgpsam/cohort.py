@@ -7,38 +7,40 @@ user's: it is never replaced.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from glob import glob, has_magic
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from filelock import FileLock
+
+from pgpsam.cohort_lists import COLUMNS, FIGURES, MARK, TABLE, WRITTEN, Lists, read_lists
 from pgpsam.errors import UserError
 from pgpsam.looks import LOOKS
 from pgpsam.memory import is_memory_error
-from pgpsam.pages import check_can_write, csv_bytes, csv_text, write_whole
+from pgpsam.pages import check_can_write, csv_bytes, write_whole
 from pgpsam.report import OrganRow, organ_table, overview_png
 from pgpsam.segmenter import Segmenter, Step
 from pgpsam.volume import output_extension, read_volume, volume_name, write_array
 
-TABLE = "organs.csv"
-WRITTEN = "cohort.json"
-_MARK = ("volume", "model", "looks", "asked_for", "source")
-_FIGURES = ("organ", "ml", "mean_hu", "confidence", "slices", "slices_to_check", "cut_off")
-_COLUMNS = ("volume", *_FIGURES, *_MARK[1:])
+LOCK = ".lock"  # in the results' folder; held by a cohort while it reads and changes what lies there
 
 
 def name_sources(inputs: Sequence[str | Path]) -> dict[str, Path]:
     """What each volume's results will be called: its file's name without extension, or its folder's.
 
+    Args:
+        inputs: paths, and patterns such as scans/*.nii.gz, which not every shell expands.
+
     Raises:
         UserError: two of one name, which would overwrite each other, or one that is not there.
     """
     sources: dict[str, Path] = {}
-    for path in map(Path, inputs):
+    for path in (path for each in inputs for path in _expanded(each)):
         if not os.path.exists(path):  # also says so of a name that is too long
             raise UserError(f"no such file or folder: {path}")
         name = volume_name(path)
@@ -49,6 +51,13 @@ def name_sources(inputs: Sequence[str | Path]) -> dict[str, Path]:
             )
         sources[name] = path
     return sources
+
+
+def _expanded(given: str | Path) -> list[Path]:
+    """The path itself, or what fits a pattern, in order."""
+    pattern = str(given)
+    fitting = sorted(glob(pattern)) if has_magic(pattern) and not os.path.exists(pattern) else []
+    return [Path(path) for path in fitting or [pattern]]
 
 
 def segment_cohort(
@@ -64,7 +73,7 @@ def segment_cohort(
     cancelled: Callable[[], bool] | None = None,
     say: Callable[[str], None] = print,
 ) -> list[str]:
-    """Segment volumes one after the other.
+    """Segment volumes one after the other; another cohort may write into the same folder meanwhile.
 
     Writes NAME + extension (labels on the volume's own grid), NAME.png where `pictures` is set, cohort.json (what was
     written, and from what), and organs.csv, which is whole after every volume: a row for each organ that was found,
@@ -85,8 +94,8 @@ def segment_cohort(
         The names of the volumes that could not be segmented.
 
     Raises:
-        UserError: an unknown organ or extension, a result that would overwrite an input or another volume's result, a
-            table that cannot be read, or the folder or the disk refuses.
+        UserError: an unknown organ or extension, a result that would overwrite an input, a table that cannot be read,
+            or the folder or the disk refuses.
         Cancelled: `cancelled` said so; finished volumes stay.
     """
     asked = ", ".join(segmenter.label_set.select(organs).names)
@@ -97,45 +106,51 @@ def segment_cohort(
     except OSError as error:
         raise UserError(f"{out} cannot be used: {error.strerror}", "Choose another folder.") from error
     check_can_write(out / TABLE)
-    check_results(sources, out, extension)
+    check_inputs(sources, out, extension)
+    lock = FileLock(out / LOCK)
+    with lock:
+        read_lists(out, extension)  # a damaged one is told now
     failed = []
     for name, source in sources.items():
         results = [out / f"{name}{extension}", out / f"{name}.png"]
         wanted = results if pictures else results[:1]
-        try:
-            made = {
-                "volume": name,
-                "model": f"{segmenter.name}@{segmenter.version}",
-                "looks": str(looks),
-                "asked_for": asked,
-                "source": str(source.resolve()),
-                "source_state": _state(source, out),
-            }
-            for path in wanted:
-                check_can_write(path)
-            written = read_written(out, extension)
-            if _is_done(out, made, wanted, written):
-                say(f"{name}: done before")
+        with ExitStack() as held:
+            try:
+                made = {
+                    "volume": name,
+                    "model": f"{segmenter.name}@{segmenter.version}",
+                    "looks": str(looks),
+                    "asked_for": asked,
+                    "source": str(source.resolve()),
+                    "source_state": _state(source, out),
+                }
+                for path in wanted:
+                    check_can_write(path)
+                with lock:
+                    lists = read_lists(out, extension)
+                    if _is_done(made, wanted, lists):
+                        say(f"{name}: done before")
+                        continue
+                    _check_ours(made, results, lists)
+                volume = read_volume(source)
+                report = (lambda step, name=name: progress(name, step)) if progress else None
+                result = segmenter.segment(volume, organs, progress=report, cancelled=cancelled, looks=looks)
+                held.enter_context(lock)
+                lists = read_lists(out, extension)  # minutes later
+                _check_ours(made, results, lists)
+            except (UserError, RuntimeError, MemoryError) as error:
+                if not isinstance(error, UserError) and not is_memory_error(error):
+                    raise
+                say(f"{name}: {error if isinstance(error, UserError) else 'not enough memory'}")
+                failed.append(name)
                 continue
-            _check_ours(results, written)
-            volume = read_volume(source)
-            report = (lambda step, name=name: progress(name, step)) if progress else None
-            result = segmenter.segment(volume, organs, progress=report, cancelled=cancelled, looks=looks)
-            written = read_written(out, extension)  # minutes later
-            _check_ours(results, written)
-        except (UserError, RuntimeError, MemoryError) as error:
-            if not isinstance(error, UserError) and not is_memory_error(error):
-                raise
-            say(f"{name}: {error if isinstance(error, UserError) else 'not enough memory'}")
-            failed.append(name)
-            continue
-        found = [_figures(row) for row in organ_table(volume, result) if row.ml > 0]
-        with TemporaryDirectory(prefix=".", suffix=".part", dir=out) as scratch:
-            new = [Path(scratch) / path.name for path in wanted]
-            write_array(new[0], result.labels, volume, "labels", result.label_set)
-            if pictures:
-                overview_png(volume, result, new[1])
-            _take_place(out, results, new, made, found, written)
+            found = [_figures(row) for row in organ_table(volume, result) if row.ml > 0]
+            with TemporaryDirectory(prefix=".", suffix=".part", dir=out) as scratch:
+                new = [Path(scratch) / path.name for path in wanted]
+                write_array(new[0], result.labels, volume, "labels", result.label_set)
+                if pictures:
+                    overview_png(volume, result, new[1])
+                _take_place(out, results, new, made, found, lists)
         say(f"{name}: {len(found)} organs in {sum(result.seconds.values()):.0f} s")
     return failed
 
@@ -146,53 +161,54 @@ def _take_place(
     new: Sequence[Path],
     made: Mapping[str, str],
     found: Sequence[Mapping[str, str]],
-    written: Mapping[str, Mapping[str, str]],
+    lists: Lists,
 ) -> None:
     """Put a volume's new files where its former ones were, its picture too if there is no new one.
 
     The former ones go first, and what is said of the new ones comes before them: whatever stops here, the volume is
     done again, and no file is there that is not known.
     """
-    mark = {key: made[key] for key in _MARK}
-    others = [row for row in read_table(out) if row["volume"] != made["volume"]]
+    mark = {key: made[key] for key in MARK}
+    others = [row for row in lists.rows if row["volume"] != made["volume"]]
     rows = others + [{**mark, **figures} for figures in found or [{}]]
     gone = {path.name for path in former}
-    known = {file: entry for file, entry in written.items() if file not in gone}
+    known = {file: entry for file, entry in lists.written.items() if file not in gone}
     known |= {path.name: {**made, "sha256": _sha256(path)} for path in new}
     for path in former:
         path.unlink(missing_ok=True)
     text = json.dumps(known, indent=1, ensure_ascii=False)
-    write_whole({out / TABLE: csv_bytes(_COLUMNS, rows), out / WRITTEN: text.encode()})
+    write_whole({out / TABLE: csv_bytes(COLUMNS, rows), out / WRITTEN: text.encode()})
     for path in new:
         os.replace(path, out / path.name)
 
 
-def _is_done(
-    out: Path, made: Mapping[str, str], wanted: Sequence[Path], written: Mapping[str, Mapping[str, str]]
-) -> bool:
+def _is_done(made: Mapping[str, str], wanted: Sequence[Path], lists: Lists) -> bool:
     """Whether the table has this volume and all its files are what was written of it, in this way, of this source."""
-    mark = {key: made[key] for key in _MARK}
-    if not any(mark.items() <= row.items() for row in read_table(out)):
+    if not lists.has(made):
         return False
     for path in wanted:
-        if not path.is_file() or path.name not in written:
+        if not path.is_file() or path.name not in lists.written:
             return False
         now = {**made, "sha256": _sha256(path)}
-        if any(value not in (now[key], "") for key, value in written[path.name].items()):  # "": nobody knows
+        if any(value not in (now[key], "") for key, value in lists.written[path.name].items()):  # "": nobody knows
             return False
     return True
 
 
-def _check_ours(results: Sequence[Path], written: Mapping[str, Mapping[str, str]]) -> None:
-    """Refuse to replace what is not as the cohort wrote it.
+def _check_ours(made: Mapping[str, str], results: Sequence[Path], lists: Lists) -> None:
+    """Refuse to replace what is not as the cohort wrote it, or is of another volume.
 
     Raises:
-        UserError: one of the results, naming it.
+        UserError: one of the results, or the volume, by name.
     """
+    name, source = made["volume"], lists.sources.get(made["volume"], made["source"])
+    if source != made["source"]:
+        folder = results[0].parent
+        raise UserError(f"{folder} already holds a result called {name}, of {source}", "Give another --out.")
     for path in filter(os.path.lexists, results):
-        if path.name not in written:
+        if path.name not in lists.written:
             raise UserError(f"{path} exists and is no result of this cohort", "Move it, or give another --out.")
-        sha256 = written[path.name]["sha256"]
+        sha256 = lists.written[path.name]["sha256"]
         if sha256 != _sha256(path):
             when = "was changed since this cohort" if sha256 else "may have been changed since an earlier version"
             raise UserError(f"{path} {when} wrote it", "Move it away to have it done again.")
@@ -225,70 +241,20 @@ def _state(source: Path, out: Path) -> str:
     return f"{len(stats)} files, {sum(stat.st_size for stat in stats)} bytes, {newest} ns"
 
 
-def check_results(sources: Mapping[str, Path], out: Path, extension: str) -> None:
-    """Refuse to overwrite an input, or a result of another volume.
+def check_inputs(sources: Mapping[str, Path], out: Path, extension: str) -> None:
+    """Refuse to overwrite an input.
 
     Raises:
         UserError: it would.
     """
     inputs = {path.resolve() for path in sources.values()}
-    made = {row["volume"]: row["source"] for row in (*read_table(out), *read_written(out, extension).values())}
     for name, source in sources.items():
         results = [out / f"{name}{extension}", out / f"{name}.png"]
         if inputs & {path.resolve() for path in results}:
             raise UserError(f"the result of {source} would overwrite an input", "Give another --out.")
-        if name in made and made[name] != str(source.resolve()):
-            raise UserError(f"{out} already holds a result called {name}, of {made[name]}", "Give another --out.")
-
-
-def read_table(out: Path) -> list[dict[str, str]]:
-    """The rows of organs.csv, [] without one.
-
-    Raises:
-        UserError: it is not such a table, after an edit in a spreadsheet, say.
-    """
-    path = out / TABLE
-    what = "Move it away" if (out / WRITTEN).is_file() else "Move the whole folder away"
-    hint = f"{what}; its volumes are then done again."
-    try:
-        if not path.is_file():
-            return []
-        reader = csv.DictReader(io.StringIO(path.read_bytes().decode(), newline=""), strict=True)
-        rows = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read: {error}", hint) from error
-    if tuple(reader.fieldnames or ()) != _COLUMNS or any(None in row.values() or None in row for row in rows):
-        raise UserError(f"{path} is not the table of a cohort", hint)
-    return [{column: csv_text(cell) for column, cell in row.items()} for row in rows]
-
-
-def read_written(out: Path, extension: str) -> dict[str, dict[str, str]]:
-    """What the cohort wrote: by each file's name its SHA-256, the volume's columns in the table, and `_state`.
-
-    Where cohort.json is missing, as beside tables of an earlier version, the files of the table's volumes are taken for
-    results whose SHA-256 and source nobody knows, "": they count as done and are never replaced.
-
-    Raises:
-        UserError: cohort.json is not such a list.
-    """
-    path = out / WRITTEN
-    hint = "Move the whole folder away; its volumes are then done again."
-    if not path.is_file():
-        rows = [{**{key: row[key] for key in _MARK}, "source_state": "", "sha256": ""} for row in read_table(out)]
-        files = {f"{row['volume']}{ending}": row for row in rows for ending in (extension, ".png")}
-        return {file: row for file, row in files.items() if os.path.lexists(out / file)}
-    try:
-        written = json.loads(path.read_text(encoding="utf-8"))
-        keys = {*_MARK, "source_state", "sha256"}
-        valid = all(entry.keys() == keys and {*map(type, entry.values())} == {str} for entry in written.values())
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} is not a cohort's: {error}", hint) from error
-    if not valid:
-        raise UserError(f"{path} is not a cohort's", hint)
-    return dict(written)
 
 
 def _figures(row: OrganRow) -> dict[str, str]:
     checks = " ".join(str(z + 1) for z in row.slices_to_check)
     values = (row.name, f"{row.ml:.2f}", f"{row.mean_hu:.1f}", f"{row.confidence:.3f}", str(row.slices), checks)
-    return dict(zip(_FIGURES, (*values, str(int(row.cut_off))), strict=True))
+    return dict(zip(FIGURES, (*values, str(int(row.cut_off))), strict=True))

@@ -25,6 +25,8 @@ _log = logging.getLogger(__name__)
 MAX_UNEVEN = 0.1  # slice distances: how far a slice may lie from its place in an even stack (rounded positions)
 MAX_LOCALIZER = 3  # a DICOM series of so few images is a scout, not the scan
 
+Series = tuple[str, ...]  # its files
+
 
 @dataclass(frozen=True, eq=False)
 class _Slice:
@@ -52,8 +54,10 @@ def read_series(folder: Path) -> Image:
         UserError: no series or several, unreadable images, or slices that make no regular stack.
     """
     try:
-        slices = [_read_slice_header(file, folder) for file in _choose_series(folder)]
-        slices = sorted(slices, key=lambda each: float(each.position @ slices[0].normal))
+        scan, others = _choose_series(folder)
+        for other in others:
+            _tell_left_out(other, scan, folder)
+        slices = _read_stack(scan, folder)
         affine = _stack_affine(slices, folder)
         columns, rows = slices[0].size
         check_size((columns, rows, len(slices)), folder)
@@ -69,25 +73,44 @@ def read_series(folder: Path) -> Image:
     return Image(array, affine)
 
 
-def _choose_series(folder: Path) -> tuple[str, ...]:
-    """The files of the one scan in a folder, or in the folders right below it."""
+def _choose_series(folder: Path) -> tuple[Series, list[Series]]:
+    """The one scan in a folder, or in the folders right below it where it holds localizers at most; the other series.
+
+    Raises:
+        UserError: there is none, or it is not clear which one is meant.
+    """
     found = _series_in(folder)
+    if all(len(files) <= MAX_LOCALIZER for files in found):
+        below = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+        found += [series for path in below for series in _series_in(path)]
     if not found:
-        found = [series for below in sorted(folder.iterdir()) if below.is_dir() for series in _series_in(below)]
-    if not found:
-        raise UserError(f"{folder} holds no DICOM images", "Give the folder that the series' files lie in")
+        raise UserError(
+            f"{folder} holds no DICOM images",
+            "Give the folder that the series' files lie in; name files of other formats one by one",
+        )
     scans = [files for files in found if len(files) > MAX_LOCALIZER]
     if len(found) > 1 and len(scans) != 1:
-        listed = ", ".join(f"{_description(files[0])!r} ({len(files)} images)" for files in found[:10])
+        listed = ", ".join(map(_description, found[:10]))
         more = f" and {len(found) - 10} more" if len(found) > 10 else ""
         raise UserError(
             f"{folder} holds {len(found)} DICOM series: {listed}{more}",
             "Put the one to segment into a folder of its own",
         )
-    return found[0] if len(found) == 1 else scans[0]
+    scan = found[0] if len(found) == 1 else scans[0]
+    return scan, [files for files in found if files is not scan]
 
 
-def _series_in(folder: Path) -> list[tuple[str, ...]]:
+def _tell_left_out(other: Series, scan: Series, folder: Path) -> None:
+    """Says which series is not taken, and whether its images would make one stack with the scan's."""
+    try:
+        _stack_affine(_read_stack((*scan, *other), folder), folder)
+        what = "though it continues the stack: the scan may be cut short"
+    except (UserError, RuntimeError, ValueError):
+        what = "as it is no part of that stack"
+    _log.warning("%s: %s is taken, and %s is left out, %s", folder, _description(scan), _description(other), what)
+
+
+def _series_in(folder: Path) -> list[Series]:
     for each in (folder, *(file for file in folder.iterdir() if file.is_file())):
         check_name(each)
     with quiet_itk():
@@ -107,15 +130,17 @@ def _is_dicom(file: Path) -> bool:
         return stream.read(132)[128:] == b"DICM"
 
 
-def _description(file: str) -> str:
+def _description(series: Series) -> str:
+    """What a series calls itself, and how many images it has."""
     try:
-        text = _tag(_dicom_header(file), "0008|103e").encode("utf-8", "surrogateescape")
+        text = _tag(_dicom_header(series[0]), "0008|103e").encode("utf-8", "surrogateescape")
     except RuntimeError:
-        return "unreadable"
+        text = b"unreadable"
     try:
-        return text.decode() or "no description"
+        name = text.decode() or "no description"
     except UnicodeDecodeError:
-        return text.decode("latin-1")
+        name = text.decode("latin-1")
+    return f"{name!r} ({len(series)} images)"
 
 
 def _dicom_header(file: str) -> Any:
@@ -150,6 +175,12 @@ def _read_slice_header(file: str, folder: Path) -> _Slice:
     thickness = _tag(reader, "0018|0088") or _tag(reader, "0018|0050")
     columns, rows, _ = reader.GetSize()
     return _Slice(file, (columns, rows), itk_affine(reader), abs(float(thickness or 1.0)) or 1.0)
+
+
+def _read_stack(series: Series, folder: Path) -> list[_Slice]:
+    """The slices' headers, along the first one's normal."""
+    slices = [_read_slice_header(file, folder) for file in series]
+    return sorted(slices, key=lambda each: float(each.position @ slices[0].normal))
 
 
 def _stack_affine(slices: list[_Slice], folder: Path) -> NDArray[np.float64]:

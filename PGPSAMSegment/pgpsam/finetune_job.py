@@ -28,10 +28,11 @@ def finetune(job: Job, warm: Warm) -> dict[str, Any]:
     """ "finetune": a new model folder from a data set's folder, or from the cases that the request brings."""
     from pgpsam.network.methods import make_settings
     from pgpsam.training.card import model_card
+    from pgpsam.training.choice import SliceChoice
     from pgpsam.training.data import read_dataset
     from pgpsam.training.finetune import Progress
     from pgpsam.training.finetune import finetune as train
-    from pgpsam.training.run import SliceChoice, train_on_dataset
+    from pgpsam.training.run import train_on_dataset
 
     def step(news: Progress) -> None:
         job.progress("training", news.iteration, news.iterations, news.eta_seconds, f"loss {news.loss:.3f}")
@@ -54,7 +55,8 @@ def finetune(job: Job, warm: Warm) -> dict[str, Any]:
     warm.clear()
     if dataset:
         job.progress("prepare", 0, 1)
-        summary = train_on_dataset(dataset, out, settings, SliceChoice(), scoring=scoring, **common)
+        choice = SliceChoice(fully_annotated=dataset.fully_annotated)
+        summary = train_on_dataset(dataset, out, settings, choice, scoring=scoring, **common)
     else:
         samples = case_samples(job, label_set, settings)
         job.progress("training", 0, settings.iterations)  # the first step takes long: it encodes many slices

@@ -95,6 +95,8 @@ def _read_nifti(path: Path) -> Image:
     image = nib.load(path, mmap=False)
     check_size(image.shape, path)
     header = image.header
+    if int(header["sform_code"]) == 0 and not _as_written(image)["pixdim"][1:4].all():
+        _warn_of_spacing(path)
     unit = _NIFTI_UNITS.get(int(header["xyzt_units"]) & 7)
     if unit is not None:
         raise UserError(f"{path}: its header is in {unit}", "Convert it to mm")
@@ -115,6 +117,12 @@ def _read_nifti(path: Path) -> Image:
         array = array[..., np.newaxis]
     spatial = array.transpose(2, 1, 0, *range(3, array.ndim))
     return Image(spatial, np.asarray(image.affine, dtype=np.float64), header)
+
+
+def _as_written(image: Any) -> Any:
+    """The header as it lies in the file: nibabel has mended it where a spacing is 0."""
+    with image.file_map["image"].get_prepare_fileobj(mode="rb") as stream:
+        return type(image.header).from_fileobj(stream, check=False)
 
 
 def _check_forms(image: Any, path: Path) -> None:
@@ -222,9 +230,13 @@ def _check_unit(unit: str, path: Path) -> None:
 
 def _warn_of_unsaid(path: Path, spacing: str, orientation: str) -> None:
     if not re.search(r"\d", spacing):
-        _log.warning("%s says nothing of its voxel spacing: it is taken as 1 mm", path)
+        _warn_of_spacing(path)
     if not re.search(r"\d", orientation):
         _log.warning("%s says nothing of its orientation: left and right can't be told from the file", path)
+
+
+def _warn_of_spacing(path: Path) -> None:
+    _log.warning("%s says nothing of its voxel spacing: it is taken as 1 mm", path)
 
 
 def _check_compressed(path: Path, data_file: str, start: int) -> None:

@@ -132,7 +132,10 @@ def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
         table.add_column(name, justify="left" if i == 0 else "right")
     for row in rows:
         table.add_row(*row)
-    Console(markup=False, emoji=False).print(table)
+    shown = Console(markup=False, emoji=False)
+    if not shown.is_terminal:  # a file or another program gets every cell whole
+        shown.width = sys.maxsize
+    shown.print(table)
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+LOWEST_HU = -1024.0  # what is lower is padding around the field of view
 STORED_HU = 1500.0  # no air and values beyond: as they lie in a DICOM file, before the rescale intercept of -1024
+GREY_LEVELS = 255.0  # no air and no values beyond: a picture of a window, or labels
 MIN_SIDE = 8  # voxels: a smaller slice holds no anatomy to find
 SAME_GRID = 0.01  # voxels: the largest distance between the corners of two grids that count as one
 
@@ -252,8 +254,11 @@ def _check_values(canonical: NDArray[np.float32], grid: Grid, name: str) -> None
         )
     if low == high:
         raise UserError(f"{name}: every voxel is {low:g}: not an image", "Check the file and how it was exported")
-    if low >= 0 and high > STORED_HU:
-        _log.warning("%s: its values run from %g to %g: they look like stored values, not HU", name, low, high)
+    if low < LOWEST_HU:
+        low = float(canonical.min(where=canonical > low, initial=high))
+    if low >= 0 and (high > STORED_HU or high <= GREY_LEVELS):
+        what = "stored values" if high > STORED_HU else "grey levels or labels"
+        _log.warning("%s: its values run from %g to %g: they look like %s, not HU", name, low, high, what)
 
 
 def _checked_affine(affine: NDArray[Any], name: str) -> NDArray[np.float64]:

@@ -25,7 +25,7 @@ from pgpsam.errors import Cancelled, UserError, of_system
 from pgpsam.finetune_job import finetune
 from pgpsam.hello import hello
 from pgpsam.jobs import Job, ProtocolError, Warm, segment, suggest
-from pgpsam.memory import is_memory_error, keep_freed_memory
+from pgpsam.memory import give_back_freed_memory, is_memory_error, keep_freed_memory
 
 JOBS: dict[str, Callable[[Job, Warm], dict[str, Any]]] = {
     "hello": lambda job, warm: hello(),
@@ -105,6 +105,7 @@ class Worker:
             with self.lock:
                 self.running = None  # first, so that who has read a job's end cannot find it running
             job.tell(event)
+            give_back_freed_memory()  # the next job may come in hours, or never
         if self.farewell:
             self.answers.send(self.farewell)
 

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 
+from pgpsam.training.choice import SliceChoice, choose_slices
 from pgpsam.training.data import Case, Dataset, Sample
 from pgpsam.training.finetune import TrainingSettings
-from pgpsam.training.run import SliceChoice, choose_slices, prepare_samples
+from pgpsam.training.run import prepare_samples
 
 
 def choose_samples(
     dataset: Dataset, cases: Sequence[Case], choice: SliceChoice, settings: TrainingSettings
 ) -> list[Sample]:
-    return prepare_samples(choose_slices(dataset, cases, choice, settings.seed), settings)
+    return prepare_samples(choose_slices(dataset, cases, choice, settings.seed), dataset.labels, settings)

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from choosing import choose_samples
+from pgpsam.training.choice import SliceChoice
 from pgpsam.training.data import read_dataset
 from pgpsam.training.finetune import TrainingSettings
-from pgpsam.training.run import SliceChoice
 from pgpsam.volume import write_array
 from phantoms import make_phantom
 

@@ -13,9 +13,9 @@ from choosing import choose_samples
 from pgpsam.errors import UserError
 from pgpsam.models.store import load_model, save_model
 from pgpsam.training.benchmark import Row, arguments, collect, page, plan, plot, run_all, spread
+from pgpsam.training.choice import SliceChoice
 from pgpsam.training.commands import benchmark_main
 from pgpsam.training.data import read_dataset
-from pgpsam.training.run import SliceChoice
 
 QUICK = ["--set", "batch=2", "warmup=1", "canvas=[56,112]", "replay=1", "--device", "cpu"]
 
@@ -50,7 +50,9 @@ def test_every_run_has_the_same_budget_and_the_data_sets_own_lists(dataset, tmp_
     steps = {m: int(w[w.index("--iterations") + 1]) for m, w in words.items()}
     assert steps == {"pgp": 600, "probe": 300}  # batches of 4 and of 8
     assert "--shots" in arguments(Row("pgp", "16", 1), dataset, tmp_path, 2400)
-    assert "--fully-annotated" in arguments(Row("pgp", "all", 1), dataset, tmp_path, 2400)
+    for whole in (False, True):
+        told = replace(dataset, fully_annotated=whole)
+        assert ("--fully-annotated" in arguments(Row("pgp", "all", 1), told, tmp_path, 2400)) is whole
 
 
 def test_another_backbone_is_for_the_methods_that_have_one(dataset, tmp_path):
@@ -102,6 +104,27 @@ def test_the_commands_can_be_listed_without_running_them(phantoms, tmp_path, cap
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in lines] == [["python", "Training/finetune.py"]] * 3
     assert not (tmp_path / "runs").exists()
+
+
+def test_lists_that_are_given_twice_add_up_and_all_slices_are_as_annotated_as_is_said(phantoms, tmp_path, capsys):
+    words = ["--data", str(phantoms), "--out", str(tmp_path / "runs"), "--list"]
+    words += [
+        "--methods",
+        "pgp",
+        "--methods",
+        "probe",
+        "--amounts",
+        "one",
+        "--amounts",
+        "all",
+        "--seeds=3",
+        "--seeds=4",
+    ]
+    for extra in ([], ["--fully-annotated"]):
+        assert benchmark_main([*words, *extra]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) == len(set(lines)) == 2 * 2 * 2
+        assert sum("--fully-annotated" in line for line in lines) == (4 if extra else 0)
 
 
 def test_the_page_can_be_written_while_runs_are_missing(dataset, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -31,6 +32,19 @@ def test_organ_slices_of_a_hand_worked_example(case):
     assert liver.confidence == pytest.approx((0.6 + 0.8 + 0.5 + 0.5) / 4)
     assert (right.dice, right.confidence) == (1, pytest.approx(0.96))
     assert (spleen.z, spleen.dice, spleen.confidence, spleen.predicted, spleen.reference) == (2, 0, None, 0, 4)
+
+
+def test_organ_slices_take_no_memory_of_a_volumes_size():
+    random, shape = np.random.default_rng(0), (32, 128, 128)
+    predicted, reference = (random.integers(0, 3, shape, np.uint8) for _ in range(2))
+    confidence = random.random(shape, np.float32)
+    tracemalloc.start()
+    rows = organ_slices(predicted, reference, confidence, ORGANS)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < predicted.size
+    assert len(rows) == 2 * len(predicted)
+    assert sum(row.predicted for row in rows) == np.count_nonzero(predicted)
 
 
 def test_reliability_of_a_hand_worked_example(case):

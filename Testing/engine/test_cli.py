@@ -22,7 +22,7 @@ from pgpsam.labels import ABDOMEN
 from pgpsam.models.store import find_model, load_spec
 from pgpsam.segmenter import Segmenter
 from pgpsam.terminal import ProgressReporter, print_table
-from pgpsam.training.finetune import trained_cases
+from pgpsam.training.origins import trained_cases
 from pgpsam.volume import write_array
 from phantoms import make_phantom
 
@@ -80,6 +80,8 @@ def test_segment_writes_everything_on_the_inputs_grid(ct, quick_model, tmp_path)
         (["CT", "-o", "out.nii.gz", "--prompts", "./out.nii.gz"], "is another output itself"),
         (["CT", "-o", "out.nii.gz", "--confidence", "sure.seg.nrrd"], "holds segments, not confidence"),
         (["CT", "-o", "out.nii.gz", "--organs", "brain"], "brain"),
+        (["CT", "-o", "out.nii.gz", "--organs", ""], "'' is not among the organs"),
+        (["CT", "-o", "out.nii.gz", "--organs", "lung", "--organs", "liver"], "'lung' is not among the organs"),
         (["CT", "-o", "out.nii.gz", "--model", "no-such-model"], "no-such-model"),
         (["CT", "-o", "out.nii.gz", "--device", "cuda:9"], "cuda:9"),
         (["CT", "-o", "out.nii.gz", "--preview", "picture.jpeg"], "picture.jpeg"),
@@ -170,7 +172,7 @@ def test_a_cohort_goes_on_after_a_failure_and_after_a_stop(ct, quick_model, tmp_
     assert done.returncode == 2
     assert done.stderr.startswith("error: 1 of 3 volumes could not be segmented: broken")
     assert "broken: " in done.stdout
-    assert {path.name for path in out.iterdir()} == {
+    assert {path.name for path in out.glob("[!.]*")} == {
         f"{n}{e}" for n in ("ct", "second") for e in (".nii.gz", ".png")
     } | {"organs.csv", "cohort.json"}
     assert np.array_equal(nibabel.load(out / "ct.nii.gz").affine, nibabel.load(ct).affine)
@@ -235,7 +237,7 @@ def test_a_cohort_never_overwrites_an_input_or_another_patients_result(ct, quick
     done = pgpsam("cohort", scans / "ct.nii.gz", "-o", out, "--organs", "liver", *words)
     assert done.returncode == 0, done.stderr
     done = pgpsam("cohort", again / "ct.nii.gz", "-o", out, *words)
-    assert (done.returncode, done.stderr.count("already holds a result called ct")) == (2, 1)
+    assert (done.returncode, done.stdout.count("already holds a result called ct")) == (2, 1)
     done = pgpsam("cohort", scans / "ct.nii.gz", "-o", out, *words)  # now all organs
     assert "done before" not in done.stdout
     done = pgpsam("cohort", scans / "ct.nii.gz", "-o", out, "--looks", 1, *words)  # now in another way
@@ -256,7 +258,7 @@ def test_a_cohort_refuses_files_that_it_did_not_write_and_formats_that_there_are
         done = pgpsam("cohort", scan, *words, *extra)
         assert (done.returncode, (done.stdout + done.stderr).count(line)) == (2, 1), done.stderr
     assert drawn.read_text(encoding="utf-8") == "drawn by hand"
-    assert sorted(path.name for path in out.iterdir()) == ["ct.nii.gz"]
+    assert sorted(path.name for path in out.glob("[!.]*")) == ["ct.nii.gz"]
     scan.rename(tmp_path / "file")
     done = pgpsam("cohort", tmp_path / "file", "-o", tmp_path / "file", "--model", quick_model)
     assert done.returncode == 2
@@ -285,6 +287,16 @@ def test_agreement_is_of_the_organs_that_were_asked_for_however_the_reference_wr
     kidney = ABDOMEN.select(["left kidney"])
     assert agreement(ours, kidney, theirs, {4: "Kidney_Left"}) == {"left kidney": 1.0}
     assert agreement(ours, kidney, theirs, {4: "spleen"}) == {}, "it may show a kidney that it does not name"
+    halves = np.array([[[4, 5]]], np.uint8)
+    assert agreement(np.full_like(halves, 3), kidney, halves, {4: "left kidney", 5: "kidney_left"})["left kidney"] == 1
+
+
+def test_whose_ids_a_reference_without_names_is_taken_to_have_is_said(ct, quick_model, tmp_path):
+    volume, drawn = make_phantom(7)
+    write_array(tmp_path / "drawn.nii.gz", drawn, volume, "labels")
+    words = ["--model", quick_model, "--progress", "none", "--reference", tmp_path / "drawn.nii.gz", "--looks", 1]
+    done = pgpsam("segment", ct, "-o", tmp_path / "a.nii.gz", *words)
+    assert "the reference names no organs: its ids are taken for those of quick" in done.stdout, done.stderr
 
 
 def test_organs_that_the_reference_does_not_name_have_a_dash_and_no_part_in_the_mean(ct, quick_model, tmp_path):
@@ -319,7 +331,9 @@ def test_models_and_info(quick_model):
     assert done.returncode == 0
     assert "quick" in done.stdout
     assert "spleen, liver" in done.stdout
-    assert pgpsam("models").returncode == 0
+    listed = pgpsam("models", env={**os.environ, "PGPSAM_MODELS": str(quick_model.parent)})
+    assert listed.returncode == 0
+    assert str(quick_model) in listed.stdout, "a folder's name is whole where no terminal's edge cuts it"
     assert pgpsam("info", "no-such-model").returncode == 2
 
 

@@ -4,12 +4,14 @@ import csv
 import json
 import os
 import sys
+from threading import Thread
 
 import numpy as np
 import pytest
 
 from pgpsam.cli import main
-from pgpsam.cohort import TABLE, WRITTEN, read_table, read_written
+from pgpsam.cohort import segment_cohort
+from pgpsam.cohort_lists import TABLE, WRITTEN, read_table, read_written
 from pgpsam.errors import UserError
 from pgpsam.labels import LabelSet
 from pgpsam.segmentation import Segmentation
@@ -214,7 +216,8 @@ def test_a_name_that_no_result_can_have_fails_that_volume_only(run, ct, tmp_path
     code, said = run(odd, ct)
     assert (code, said.count("error: 1 of 2 volumes could not be segmented")) == (2, 1)
     assert "ct: 1 organs" in said
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["cohort.json", "ct.nii.gz", "ct.png", TABLE]
+    shown = sorted(path.name for path in (tmp_path / "out").glob("[!.]*"))
+    assert shown == ["cohort.json", "ct.nii.gz", "ct.png", TABLE]
 
 
 def test_an_input_whose_name_is_too_long_is_no_such_file(run):
@@ -239,3 +242,57 @@ def test_the_list_of_what_was_written_is_of_whole_files(run, ct, tmp_path):
     (tmp_path / "out" / WRITTEN).write_text('{"ct.nii.gz": 3}')
     with pytest.raises(UserError, match="is not a cohort's"):
         read_written(tmp_path / "out", ".nii.gz")
+
+
+def test_two_cohorts_that_write_at_once_know_each_others_results(run, quick, ct, tmp_path, monkeypatch):
+    """The second one ends while the first one writes, unless it waits."""
+    other, out = make_scan(tmp_path / "other.nii.gz", 8), tmp_path / "out"
+    second = Thread(target=segment_cohort, args=(quick, {"other": other}, out), kwargs={"say": str, "pictures": False})
+
+    def interrupted(path, *more):
+        if path.name == "ct.nii.gz":
+            second.start()
+            second.join(timeout=2)
+        write_array(path, *more)
+
+    monkeypatch.setattr("pgpsam.cohort.write_array", interrupted)
+    assert run(ct, "--no-pictures")[0] == 0
+    second.join()
+    assert {row["volume"] for row in read_table(out)} == {"ct", "other"}
+    assert set(read_written(out, ".nii.gz")) == {"ct.nii.gz", "other.nii.gz"}
+    assert run(ct, other, "--no-pictures")[1].count("done before") == 2
+
+
+def test_the_lists_are_parsed_once_where_all_is_done(run, tmp_path, monkeypatch):
+    scans = [make_scan(tmp_path / f"{number}.nii.gz") for number in range(3)]
+    assert run(*scans)[0] == 0
+    parsed = []
+    monkeypatch.setattr("pgpsam.cohort_lists.read_table", lambda out: parsed.append(out) or read_table(out))
+    assert run(*scans)[1].count("done before") == 3
+    assert len(parsed) <= 1
+
+
+def test_a_link_that_now_leads_elsewhere_fails_that_volume_only(run, ct, tmp_path):
+    latest = tmp_path / "latest.nii.gz"
+    try:
+        latest.symlink_to(ct)
+    except OSError:
+        pytest.skip("this system makes no links")
+    assert run(latest)[0] == 0
+    latest.unlink()
+    latest.symlink_to(make_scan(tmp_path / "newer.nii.gz", 8))
+    code, said = run(latest, ct)
+    assert (code, "error: 1 of 2 volumes could not be segmented: latest" in said) == (2, True)
+    assert f"already holds a result called latest, of {ct}. Give another --out." in said
+    assert "ct: 1 organs" in said
+
+
+def test_a_pattern_that_the_shell_did_not_expand_stands_for_its_files(run, tmp_path):
+    (tmp_path / "scans").mkdir()
+    for name in ("b.nii.gz", "a.nii.gz", "[1].nii.gz"):
+        make_scan(tmp_path / "scans" / name)
+    (tmp_path / "scans" / "._a.nii.gz").write_bytes(b"what macOS adds")
+    code, said = run(tmp_path / "scans" / "*.nii.gz")
+    assert (code, [line.split(":")[0] for line in said.splitlines() if "organs in" in line]) == (0, ["[1]", "a", "b"])
+    assert "[1]: done before" in run(tmp_path / "scans" / "[1].nii.gz")[1]
+    assert "no such file or folder" in run(tmp_path / "scans" / "*.mha")[1]

@@ -13,9 +13,10 @@ from pgpsam.errors import UserError
 from pgpsam.models.compact import SCALE, compact, expand
 from pgpsam.models.store import load_model, load_spec, save_model
 from pgpsam.training.card import model_card
+from pgpsam.training.choice import SliceChoice
 from pgpsam.training.commands import ship_main
 from pgpsam.training.data import read_dataset
-from pgpsam.training.run import SliceChoice, train_on_dataset
+from pgpsam.training.run import train_on_dataset
 from pgpsam.training.shipping import ship
 
 

@@ -13,12 +13,13 @@ from pgpsam.errors import Cancelled, UserError
 from pgpsam.models.store import load_model, load_spec
 from pgpsam.network.volume_refiner import PREFIX
 from pgpsam.segmenter import Segmenter
+from pgpsam.training.choice import SliceChoice
 from pgpsam.training.commands import refine_main
 from pgpsam.training.crossfit import REFINING, fold_settings, folds_of, refine
 from pgpsam.training.data import read_dataset
 from pgpsam.training.finetune import Progress, TrainingSettings, finetune
 from pgpsam.training.refining import RefinerSettings
-from pgpsam.training.run import SliceChoice, train_on_dataset
+from pgpsam.training.run import train_on_dataset
 from phantoms import make_phantom
 
 QUICK = RefinerSettings(iterations=2, planes=16, canvas=(48, 64))
@@ -80,7 +81,7 @@ def test_a_stopped_run_goes_on_and_ends_with_a_model_that_refines(
         run(cancelled=lambda: trained[-1:] == ["without fold 2 of 2"])
     assert seen == {"fold1": {"case_1"}, "fold2": {"case_0"}}
     assert load_spec(model) == before
-    with pytest.raises(UserError, match="other settings than now"):
+    with pytest.raises(UserError, match="other settings, slices or labels than now"):
         refine(model, read_dataset(phantoms), replace(settings, lr=1.0), SLICES, folds=2, refining=QUICK, device="cpu")
     summary = run(command="python Training/refine.py ...")
     assert trained == ["without fold 1 of 2", "without fold 2 of 2", "refiner"]

@@ -11,7 +11,7 @@ import SimpleITK as sitk
 
 from pgpsam.errors import UserError
 from pgpsam.labels import LabelSet, canonical_name
-from pgpsam.training.data import load_case, read_dataset, read_slice_list
+from pgpsam.training.data import annotated_slices, load_case, read_dataset, read_slice_list
 from pgpsam.training.run import Segmenter, evaluate
 from pgpsam.volume import write_array
 from phantoms import make_phantom
@@ -255,3 +255,68 @@ def test_reported_labels_need_labels_beside_them(tmp_path):
     cohort(tmp_path, {"liver": 1, "spleen": 2}, {"spleen": 1}, reported_labels=[1])
     with pytest.raises(UserError, match=r"reported_labels is \[1\].*missing"):
         read_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        *(("validation", value, "not a list of cases' names") for value in (None, 5, [1], "case_1", {"case_1": 1})),
+        *(("fully_annotated", value, "not true or false") for value in (None, 1, "true")),
+    ],
+)
+def test_fields_of_another_kind_are_refused_in_one_line(phantoms, tmp_path, field, value, message):
+    for part in ("images", "labels"):
+        (tmp_path / part).symlink_to(phantoms / part)
+    content = json.loads((phantoms / "dataset.json").read_text())
+    (tmp_path / "dataset.json").write_text(json.dumps({**content, field: value}))
+    with pytest.raises(UserError, match=rf"dataset\.json: {field} is .*, {message}"):
+        read_dataset(tmp_path)
+
+
+def test_a_listed_case_of_which_no_slice_shows_an_organ_is_warned_of(phantoms, caplog):
+    """Slices without organs are true background, and only a list of nothing else is likely to be a mistake."""
+    dataset = read_dataset(phantoms)
+    case = load_case(dataset.cases[0], dataset.labels)
+    empty, shown = (np.flatnonzero(case.labels.any((1, 2)) == shows).tolist() for shows in (False, True))
+    with caplog.at_level(logging.WARNING, logger="pgpsam"):
+        assert annotated_slices(case, [empty[0], shown[0]], False) == sorted([empty[0], shown[0]])
+        assert caplog.messages == []
+        assert annotated_slices(case, empty[:1], False) == empty[:1]
+    assert caplog.messages == ["case_0: none of its listed slices shows an organ; the first slice is number 0"]
+
+
+# -------------------------------------------------------------------------------------------- which files are cases
+
+
+def laid_out(phantoms: Path, folder: Path, images: dict[str, str], labels: dict[str, str]) -> Path:
+    """A data set of files under other names: {"imagesTr/case_0_0000.nii.gz": "case_0"}."""
+    for part, files in (("images", images), ("labels", labels)):
+        for name, case in files.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).symlink_to(phantoms / part / f"{case}.nii.gz")
+    (folder / "dataset.json").write_text((phantoms / "dataset.json").read_text())
+    return folder
+
+
+@pytest.mark.parametrize(("image", "further"), [("_0000", []), ("_0000", ["_0001"]), ("", [])])
+def test_nnunet_and_the_decathlon_have_one_layout(phantoms, tmp_path, caplog, image, further):
+    cases = [f"case_{k}" for k in range(3)]
+    images = {f"imagesTr/{case}{channel}.nii.gz": case for case in cases for channel in (image, *further)}
+    data = laid_out(phantoms, tmp_path, images, {f"labelsTr/{case}.nii.gz": case for case in cases})
+    assert [case.image.name for case in read_dataset(data).cases] == [f"{case}{image}.nii.gz" for case in cases]
+    assert caplog.messages == []
+
+
+def test_files_without_a_counterpart_are_named(phantoms, tmp_path, caplog):
+    images = {"images/case_0.NII.GZ": "case_0", "images/case_1.nii.gz": "case_1", "images/case_2.nii.gz": "case_2"}
+    labels = {"labels/case_0.nii.gz": "case_0", "labels/case_1.nii.gz": "case_1", "labels/Case_2.nii.gz": "case_2"}
+    data = laid_out(phantoms, tmp_path, images, labels)
+    for part in ("images", "labels"):
+        (data / part / "._case_1.nii.gz").write_bytes(b"what macOS adds")
+    dataset = read_dataset(data)
+    assert [case.name for case in dataset.cases] == ["case_0", "case_1"]
+    assert load_case(dataset.cases[0], dataset.labels).labels.any()
+    assert caplog.messages == [
+        f"{data / 'labels'}: left out, with no file of the same name in {data / 'images'}: Case_2.nii.gz",
+        f"{data / 'images'}: left out, with no file of the same name in {data / 'labels'}: case_2.nii.gz",
+    ]

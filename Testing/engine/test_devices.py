@@ -18,9 +18,9 @@ from pgpsam.device import choose_device, refusal
 from pgpsam.errors import Cancelled
 from pgpsam.models.store import load_spec
 from pgpsam.segmenter import Segmenter
+from pgpsam.training.choice import SliceChoice
 from pgpsam.training.data import read_dataset
 from pgpsam.training.finetune import CHECKPOINT, CURVES, finetune
-from pgpsam.training.run import SliceChoice
 from phantoms import make_phantom
 
 

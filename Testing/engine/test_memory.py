@@ -1,4 +1,4 @@
-"""Freed memory stays with the process."""
+"""Freed memory stays with the process while it works."""
 
 from __future__ import annotations
 
@@ -37,6 +37,25 @@ def page_faults(how: str) -> int:
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc gives large blocks back at once")
 def test_blocks_are_not_fetched_from_the_system_again():
     assert page_faults("kept") < page_faults("given back") / 10
+
+
+GIVEN_BACK = """
+import psutil, torch
+from pgpsam.memory import give_back_freed_memory, keep_freed_memory
+
+keep_freed_memory()
+torch.ones(75_000_000)
+process = psutil.Process()
+kept = process.memory_info().rss
+give_back_freed_memory()
+print(kept - process.memory_info().rss)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep memory")
+def test_an_idle_process_gives_back_what_it_kept():
+    done = subprocess.run([sys.executable, "-c", GIVEN_BACK], capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 250_000_000
 
 
 @pytest.mark.parametrize(

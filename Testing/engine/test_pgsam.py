@@ -140,14 +140,6 @@ def test_texts_begin_without_what_they_share() -> None:
     assert prior.text.square().mean().item() == pytest.approx(1.0, abs=1e-4)
 
 
-def test_an_organ_without_a_description_is_one_line(published: dict[str, Tensor]) -> None:
-    network = build("pgsam", "lite_medsam", published)
-    with pytest.raises(UserError) as caught:
-        network.start_from_names(("liver", "uterus"))
-    assert str(caught.value).startswith("method pgsam has no description of uterus. Embed one with: python Training/")
-    assert "\n" not in str(caught.value)
-
-
 # -------------------------------------------------------------------------------------------------------- the refiner
 
 

@@ -15,11 +15,13 @@ from pgpsam.models.store import load_spec
 from pgpsam.models.weights import FROM_SCRATCH
 from pgpsam.training import crossfit
 from pgpsam.training.card import model_card
+from pgpsam.training.choice import SliceChoice, choose_slices
 from pgpsam.training.crossfit import REFINING, refine
 from pgpsam.training.data import Dataset, read_dataset
-from pgpsam.training.finetune import TrainingSettings, finetune, trained_cases, trained_commands
+from pgpsam.training.finetune import TrainingSettings, finetune
+from pgpsam.training.origins import trained_cases, trained_commands
 from pgpsam.training.refining import Answers, RefinerSettings, train_refiner
-from pgpsam.training.run import SliceChoice, choose_slices, split_cases, train_on_dataset
+from pgpsam.training.run import split_cases, train_on_dataset
 from pgpsam.training.shipping import ship
 from pgpsam.training.staged import train_in_stages
 from pgpsam.volume import write_array
@@ -95,7 +97,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[tuple[str, int]]]:
 def test_a_refiner_learns_from_the_models_slices(five: Dataset, choice: SliceChoice, tmp_path: Path, seen) -> None:
     """Not every patient got a slice, and the folds' models have another seed than the model."""
     drawn = [choose_slices(five, split_cases(five, None)[0], choice, seed) for seed in range(9)]
-    seed = next(s for s, one in enumerate(drawn) if s and 2 <= sum(bool(slices) for _, slices in one) < 4)
+    seed = next(s for s, one in enumerate(drawn) if s and 2 <= sum(bool(part.slices) for part in one) < 4)
     model = train(five, tmp_path / "m", choice, seed)
     refine(model, five, TINY, choice, folds=2, refining=REFINER, device="cpu")
     assert seen["refiner"] == seen["m"] == seen["fold1"] | seen["fold2"]

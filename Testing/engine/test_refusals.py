@@ -15,7 +15,7 @@ from pgpsam.labels import LabelSet
 from pgpsam.models.store import load_spec
 from pgpsam.training import benchmark
 from pgpsam.training import finetune as finetuning
-from pgpsam.training.commands import benchmark_main, finetune_main
+from pgpsam.training.commands import LOCK, alone_in, benchmark_main, evaluate_main, finetune_main, refine_main
 from pgpsam.training.data import read_dataset
 
 QUICK = ["--method", "unet", "--device", "cpu", "--progress", "none"]
@@ -49,6 +49,10 @@ def copied(phantoms: Path, tmp_path: Path) -> Path:
         (["--set", "canvas=[0,0]"], "canvas (0, 0)"),
         (["--set", "seed=7"], "Give it as --seed"),
         (["--set", "start_from=nowhere"], "Give it as --start-from"),
+        (["--set", "offsets_mm=[NaN,0,0]"], "--set offsets_mm: (nan, 0, 0) is not of the kind of (0.0, 0.0, 0.0)"),
+        (["--set", "canvas=[56.0,112.0]"], "--set canvas: (56.0, 112.0) is not of the kind of"),
+        (["--set", "lr=NaN"], "--set lr: nan is not of the kind of"),
+        (["--set", "batch=0", "--set", "lr=0.001"], "batch is 0"),
         (["--seed", "-1"], "seed -1"),
         (["--name", "liver (2024)"], "not a plain name"),
     ],
@@ -135,9 +139,55 @@ def test_a_former_models_scores_do_not_stay_beside_a_new_one(phantoms: Path, tmp
     assert finetune_main([*words, "--hold-out", "case_2"]) == 0
     assert (tmp_path / "m" / "validation" / "scores.json").is_file()
     (tmp_path / "m" / "validation" / "mine.txt").write_text("of the user")
-    assert finetune_main([*words, "--hold-out"]) == 0
+    assert finetune_main([*words, "--hold-out", "--overwrite"]) == 0
     assert load_spec(tmp_path / "m").scores == {}
     assert [path.name for path in (tmp_path / "m" / "validation").iterdir()] == ["mine.txt"]
+
+
+def test_a_model_is_replaced_only_if_that_is_asked_for(
+    phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--data", str(phantoms), "--out", str(tmp_path / "m"), "--hold-out", *QUICK, "--iterations", "1", *SMALL]
+    assert finetune_main(words) == 0
+    assert "phantoms: 3 cases" in capsys.readouterr().out
+    before = (tmp_path / "m" / "model.json").read_bytes()
+    assert "holds a model already. Name another folder, replace it with --overwrite" in error_of(words, capsys)
+    assert (tmp_path / "m" / "model.json").read_bytes() == before
+    assert finetune_main([*words, "--seed", "1", "--overwrite"]) == 0
+    training = load_spec(tmp_path / "m").training
+    assert training["seed"] == 1
+    assert "--overwrite" not in training["command"]
+
+
+def test_two_trainings_into_one_folder_are_noticed(
+    phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new" / "m"
+    words = ["--data", str(phantoms), "--out", str(out), "--hold-out", *QUICK, "--iterations", "1", *SMALL]
+    with alone_in(out):
+        assert f"another training is at work in {out}" in error_of(words, capsys)
+    assert not out.exists()
+    assert finetune_main(words) == 0
+    assert not (out / LOCK).exists()
+    with alone_in(out):
+        assert refine_main(["--model", str(out), "--data", str(phantoms)]) == 2
+    assert "another training is at work in" in capsys.readouterr().err
+
+
+def test_options_that_are_given_twice_add_up(
+    phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "m"
+    words = ["--data", str(phantoms), "--out", str(out), *QUICK, "--iterations", "1", *SMALL, "--set", "lr=0.001"]
+    assert finetune_main([*words, "--hold-out", "case_0", "--hold-out", "case_2"]) == 0
+    training = load_spec(out).training
+    assert (training["cases"], training["held_out"]) == (["case_1"], ["case_0", "case_2"])
+    assert training["lr"] == 0.001
+    assert training["canvas"] == [64, 112]
+    words = ["--model", str(out), "--data", str(phantoms), "--out", str(tmp_path / "scores"), *QUICK[2:], "--looks=1"]
+    capsys.readouterr()
+    assert evaluate_main([*words, "--cases", "case_0", "--cases", "case_2"]) == 0
+    assert "2 cases, all slices" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_benchmark_whose_scored_patients_lack_the_reported_organs_has_a_page(

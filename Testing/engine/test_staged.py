@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pgpsam.errors import Cancelled, UserError
+from pgpsam.training.choice import SliceChoice
 from pgpsam.training.commands import finetune_main
-from pgpsam.training.data import read_dataset
+from pgpsam.training.data import load_case, read_dataset
 from pgpsam.training.finetune import Progress, TrainingSettings
 from pgpsam.training.recipes import recipe
 from pgpsam.training.refining import RefinerSettings
-from pgpsam.training.run import SliceChoice
 from pgpsam.training.staged import ITERATIONS, STAGES, stages, train_in_stages
+from pgpsam.volume import write_array
 
 SLICES = SliceChoice(shots=4)
 REFINING = RefinerSettings(iterations=2, planes=16, canvas=(48, 64))
@@ -62,7 +65,7 @@ def test_a_run_that_is_stopped_in_its_second_stage_goes_on_there(
     before = (out / STAGES / "coarse" / "model.json").stat().st_mtime_ns
     wider = replace(settings.preparation, spacing_mm=2.5)
     for other in (replace(settings, seed=1), replace(settings, preparation=wider)):
-        with pytest.raises(UserError, match="other settings than now"):
+        with pytest.raises(UserError, match="other settings, slices or labels than now"):
             train_in_stages(read_dataset(phantoms), out, other, SLICES, device="cpu", resume=True)
     assert (out / STAGES / "coarse" / "model.json").stat().st_mtime_ns == before
     summary = train(resume=True, command="python Training/finetune.py --staged")
@@ -75,6 +78,30 @@ def test_a_run_that_is_stopped_in_its_second_stage_goes_on_there(
     assert spec["training"]["started_from"]["cases"] == ["case_0", "case_1"]
     assert spec["refiner"]["cases"] == ["case_0", "case_1"]
     assert (out / "CARD.md").read_text(encoding="utf-8").count("--staged") == 1
+
+
+def test_a_stopped_run_does_not_go_on_with_corrected_labels(
+    phantoms: Path, quick_settings: TrainingSettings, tmp_path: Path
+) -> None:
+    """Its finished stages and folds have learned what was drawn before."""
+    data, out, seen = shutil.copytree(phantoms, tmp_path / "data"), tmp_path / "m", list[str]()
+    settings = replace(quick_settings, iterations=8)
+
+    def train(**more: object) -> None:
+        given: dict = {"device": "cpu", "refining": REFINING, "scored": False, **more}
+        train_in_stages(
+            read_dataset(data), out, settings, SLICES, progress=lambda stage, _: seen.append(stage), **given
+        )
+
+    with pytest.raises(Cancelled):
+        train(cancelled=lambda: seen[-1:] == ["refiner"])
+    before = set(seen)
+    case = load_case(read_dataset(data).cases[0], read_dataset(data).labels)
+    swapped = np.array([0, 6, 1], np.uint8)[case.labels]
+    write_array(data / "labels" / "case_0.nii.gz", swapped, case.volume, "labels")
+    with pytest.raises(UserError, match="coarse was trained with other settings, slices or labels than now"):
+        train(resume=True)
+    assert set(seen) == before
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,14 @@
 """Adapting a model: data layouts, which slices count, the loop, resume, honest splits, losses by hand."""
 
 import argparse
+import errno
 import json
 import os
 import re
 import shutil
 import weakref
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,12 +27,13 @@ from pgpsam.slices import Preparation, frame_volume, scale_labels
 from pgpsam.training.augment import Augmentation, Augmenter, ContrastAgent, CropFieldOfView, Distract
 from pgpsam.training.batches import Order
 from pgpsam.training.card import copy_pictures
+from pgpsam.training.choice import SliceChoice
 from pgpsam.training.commands import finetune_main, settings_of
 from pgpsam.training.data import IGNORED, annotated_slices, load_case, read_dataset, read_slice_list
-from pgpsam.training.finetune import TrainingSettings, finetune, learning_rate, make_optimizer
+from pgpsam.training.finetune import Curves, TrainingSettings, finetune, learning_rate, make_optimizer
 from pgpsam.training.losses import class_weights, distillation_loss, segmentation_loss, total_loss
 from pgpsam.training.recipes import recipe, usual_iterations
-from pgpsam.training.run import SliceChoice, evaluate, split_cases, train_on_dataset
+from pgpsam.training.run import evaluate, split_cases, train_on_dataset
 from pgpsam.training.selftraining import CONFIDENT_NOTHING, CONFIDENT_ORGAN, Teacher, guessed_samples, load_teacher
 from pgpsam.volume import Volume
 
@@ -381,6 +384,67 @@ def test_a_state_that_the_disk_refuses_costs_a_training_nothing_but_its_stop(
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+def test_a_line_that_the_disk_refuses_is_written_with_the_next_one(tmp_path, monkeypatch, caplog):
+    curves, refused = Curves(tmp_path / "curves.csv", 0), []
+
+    def full(self, *rest, **more):
+        refused.append(self)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    curves.add(1, 0.5)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", full)
+        patch.setattr(Path, "write_text", full)
+        curves.add(2, 0.4)
+        curves.add(3, 0.3)
+    assert len(refused) == 2
+    assert caplog.text.count(f"the training goes on: cannot write {tmp_path / 'curves.csv'}: No space left") == 1
+    curves.add(4, 0.2)
+    curves.add(5, 0.1)
+    rows = (tmp_path / "curves.csv").read_text(encoding="utf-8").splitlines()
+    assert rows[1:] == ["1,0.5", "2,0.4", "3,0.3", "4,0.2", "5,0.1"]
+
+
+def test_a_run_that_is_stopped_while_it_is_scored_goes_on_there(phantoms, quick_settings, tmp_path, monkeypatch):
+    dataset, settings = read_dataset(phantoms), replace(quick_settings, iterations=1)
+
+    def run(**more):
+        return train_on_dataset(dataset, tmp_path / "m", settings, SliceChoice(), device="cpu", **more)
+
+    def stop(case, step):
+        raise Cancelled("stopped")
+
+    with pytest.raises(Cancelled):
+        run(scoring=stop)
+    assert not load_spec(tmp_path / "m").scores
+    with pytest.raises(UserError, match="m was trained with other settings, slices or labels than now"):
+        train_on_dataset(dataset, tmp_path / "m", settings, SliceChoice(shots=2), device="cpu", resume=True)
+    trained = (tmp_path / "m" / "adapter.safetensors").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr("pgpsam.training.run.finetune", None)
+        summary = run(resume=True)
+    assert [case["case"] for case in summary["cases"]] == ["case_2"]
+    assert load_spec(tmp_path / "m").scores["split"] == ["case_2"]
+    assert (tmp_path / "m" / "adapter.safetensors").read_bytes() == trained
+
+
+def test_choosing_and_preparing_hold_one_volume_at_a_time(phantoms, quick_settings, monkeypatch):
+    """A data set may be larger than the memory."""
+    dataset, alive = read_dataset(phantoms), []
+
+    def watch(case, labels):
+        before = sum(one() is not None for one in alive)
+        assert before <= 1, "the loop's own"
+        loaded = load_case(case, labels)
+        alive.append(weakref.ref(loaded))
+        return loaded
+
+    for room in ("choice", "run"):
+        monkeypatch.setattr(f"pgpsam.training.{room}.load_case", watch)
+    choose_samples(dataset, dataset.cases, SliceChoice(shots=3), quick_settings)
+    assert len(alive) >= 4
+
+
 def test_resume_without_a_stopped_run(phantoms, quick_settings, tmp_path):
     dataset = read_dataset(phantoms)
     samples = choose_samples(dataset, dataset.cases[:1], SliceChoice(), quick_settings)
@@ -441,6 +505,13 @@ def test_starting_from_a_trained_model(phantoms, quick_model, quick_settings, tm
     finetune(samples, dataset.labels, settings, tmp_path / "m", name="m", device="cpu")
     first, second = (load_file(f / "adapter.safetensors") for f in (quick_model, tmp_path / "m"))
     assert all(torch.equal(first[name], second[name]) for name in first)
+    moved = replace(settings, iterations=2, lr=1e-2, average=0.0)
+    for name, share in (("all", 0.0), ("half", 0.5)):
+        finetune(samples, dataset.labels, replace(moved, start_share=share), tmp_path / name, name=name, device="cpu")
+    trained, mean = (load_file(tmp_path / name / "adapter.safetensors") for name in ("all", "half"))
+    assert not all(torch.equal(first[name], trained[name]) for name in first)
+    for name in first:
+        torch.testing.assert_close(mean[name], first[name].lerp(trained[name], 0.5), atol=2e-3, rtol=2e-3)
     other = replace(settings, settings={"alpha": 3, "nearest": 2})
     with pytest.raises(UserError, match="method settings"):
         finetune(samples, dataset.labels, other, tmp_path / "n", name="n", device="cpu")

@@ -290,6 +290,23 @@ def test_a_nifti_file_without_an_orientation_is_taken_with_a_warning(
     assert "left and right can't be told from the file, nor anterior and posterior" in caplog.text
 
 
+def test_a_nifti_file_without_a_spacing_is_taken_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "in.nii"
+    image = nib.Nifti1Image(canonical_array().transpose(2, 1, 0), None)
+    image.set_qform(CANONICAL_AFFINE, code=1)
+    nib.save(image, path)
+    with caplog.at_level(logging.WARNING, logger="pgpsam"):
+        assert np.diag(read_labels(path)[1]).tolist() == [-1, -2, 3, 1]
+        assert caplog.messages == []
+        whole = path.read_bytes()
+        path.write_bytes(whole[:88] + bytes(4) + whole[92:])  # pixdim[3]
+        assert np.diag(read_labels(path)[1]).tolist() == [-1, -2, 1, 1]
+    ours = [record.message for record in caplog.records if record.name.startswith("pgpsam")]  # nibabel's has no name
+    assert ours == [f"{path} says nothing of its voxel spacing: it is taken as 1 mm"]
+
+
 def _with_two_forms(path: Path, sform: int, qform: int, **changes: Any) -> Path:
     """A file whose qform differs from its sform in some places; a code of 0 says that a form is not meant."""
     image = nib.Nifti1Image(canonical_array().transpose(2, 1, 0), None)
@@ -663,16 +680,26 @@ def test_what_a_header_does_not_say_is_warned_of(
     assert all(message.startswith(start) for message, start in zip(caplog.messages, begin, strict=True))
 
 
-@pytest.mark.parametrize(("low", "high", "warned"), [(0, 3000, True), (-1, 3000, False), (0, 400, False)])
-def test_stored_values_that_are_no_hu_are_warned_of(
-    caplog: pytest.LogCaptureFixture, low: int, high: int, warned: bool
-) -> None:
+@pytest.mark.parametrize(
+    ("low", "high", "what"),
+    [
+        (0, 3000, "stored values"),
+        (-2000, 3000, "stored values"),  # a scanner's padding around the field of view
+        (0, 255, "grey levels or labels"),
+        (0, 13, "grey levels or labels"),
+        (-1, 3000, ""),
+        (0, 400, ""),
+        (-125, 275, ""),  # a volume that was rebuilt from a window
+        (-1000, 255, ""),
+    ],
+)
+def test_values_that_are_no_hu_are_warned_of(caplog: pytest.LogCaptureFixture, low: int, high: int, what: str) -> None:
     array = np.clip(canonical_array(), 0, high)
-    array[0, 0, 0] = low
+    array[0, 0, :2] = low, 0
     with caplog.at_level(logging.WARNING, logger="pgpsam"):
         Volume.from_kji(array, CANONICAL_AFFINE, "scan 7")
-    said = "scan 7: its values run from 0 to 3000: they look like stored values, not HU"
-    assert caplog.messages == ([said] if warned else [])
+    said = f"scan 7: its values run from 0 to {high}: they look like {what}, not HU"
+    assert caplog.messages == ([said] if what else [])
 
 
 def latin1(name: str) -> str:
@@ -825,10 +852,36 @@ def test_a_series_one_folder_down_is_found(tmp_path: Path) -> None:
     assert read_volume(tmp_path / "export").shape == (4, 10, 12)
 
 
-def test_a_localizer_beside_the_scan_is_passed_over(tmp_path: Path) -> None:
-    write_dicom(tmp_path, stack(6), series="1.2.3.4")
-    write_dicom(tmp_path, stack(2), series="1.2.3.5", description="Topogram")
-    assert read_volume(tmp_path).shape == (6, 10, 12)
+SCOUT = {"series": "1.2.3.5", "description": "Topogram", "orientation": "1\\0\\0\\0\\0\\-1"}
+
+
+@pytest.mark.parametrize("below", [False, True], ids=["beside", "above"])
+def test_a_localizer_beside_or_above_the_scan_is_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, below: bool
+) -> None:
+    write_dicom(tmp_path / "scan" if below else tmp_path, stack(6), series="1.2.3.4")
+    write_dicom(tmp_path, stack(1), **SCOUT)
+    with caplog.at_level(logging.WARNING, logger="pgpsam"):
+        assert read_volume(tmp_path).shape == (6, 10, 12)
+    said = "'Abdomen' (6 images) is taken, and 'Topogram' (1 images) is left out, as it is no part of that stack"
+    assert caplog.messages == [f"{tmp_path}: {said}"]
+
+
+@pytest.mark.parametrize("place", ["", "rest"], ids=["by number", "by folder"])
+def test_the_rest_of_a_scan_in_a_series_of_its_own_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, place: str
+) -> None:
+    write_dicom(tmp_path / ("first" if place else ""), stack(20)[:17], series="1.2.3.4")
+    write_dicom(tmp_path / place, stack(20)[17:], series="1.2.3.5")
+    with caplog.at_level(logging.WARNING, logger="pgpsam"):
+        assert read_volume(tmp_path).shape == (17, 10, 12)
+    assert "'Abdomen' (3 images) is left out, though it continues the stack: the scan may be cut short" in caplog.text
+
+
+def test_a_folder_of_other_files_asks_for_the_files(tmp_path: Path) -> None:
+    write_array(tmp_path / "ct.nii.gz", canonical_array().astype(np.float32), volume(), "confidence")
+    with pytest.raises(UserError, match=r"holds no DICOM images\. .*name files of other formats one by one"):
+        read_volume(tmp_path)
 
 
 def test_a_single_dicom_image_takes_its_thickness_as_spacing(tmp_path: Path) -> None:

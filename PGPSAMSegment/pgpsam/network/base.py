@@ -105,15 +105,15 @@ class SegmentationNetwork(nn.Module):
         """From an encoder's features to masks of `size`."""
         raise NotImplementedError
 
-    def start_from_names(self, names: Sequence[str]) -> None:
-        """Start from what the organs 1..K-1 are called. Optional.
+    def compared(self, features: Features) -> Tensor:
+        """What the prototypes, where there are any, are first compared with: [B, C, h, w]."""
+        return features.neck
 
-        Raises:
-            UserError: the method needs to know more of an organ than it does.
-        """
+    def start_from_names(self, names: Sequence[str]) -> None:
+        """Start from what the organs 1..K-1 are called. Optional."""
 
     def start_from_support(self, features: Tensor, labels: Tensor) -> None:
-        """Start from annotated slices: neck features [n, C, h, w] and token labels [n, h, w]. Optional."""
+        """Start from what `compared` gives of annotated slices, [n, C, h, w], and token labels [n, h, w]. Optional."""
 
 
 def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:

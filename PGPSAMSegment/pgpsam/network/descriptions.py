@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -22,6 +24,7 @@ WIDTH = 384  # values of a sentence's vector
 DESCRIPTIONS = Path(__file__).with_name("descriptions.json")
 VECTORS = Path(__file__).with_name("descriptions.safetensors")
 BACKGROUND = "background"
+_log = logging.getLogger(__name__)
 
 
 def read_descriptions(path: Path = DESCRIPTIONS) -> dict[str, str]:
@@ -50,22 +53,35 @@ def generic_description(name: str) -> str:
 def text_vectors(names: Sequence[str], path: Path = VECTORS) -> Tensor:
     """The stored vectors of some organs, of length 1, [n, WIDTH].
 
+    For an organ of which nothing is written stands a vector that is drawn from its name: it differs from the stored
+    ones as much as they do from each other, but says nothing. A warning names it.
+
     Args:
         names: as a data set calls them; `labels.canonical_name` decides which organ that is.
 
     Raises:
-        UserError: an organ without a vector, with the command that makes one; or a damaged file.
+        UserError: a damaged file.
     """
     stored = _read(path)[0]
     keys = [canonical_name(name) for name in names]
-    unknown = sorted({key for key in keys if key not in stored})
-    if unknown:
+    if unknown := sorted({key for key in keys if key not in stored}):
         quoted = " ".join(f"'{name}'" for name in unknown)
-        raise UserError(
-            f"method pgsam has no description of {', '.join(unknown)}",
-            f"Embed one with: python Training/embed_descriptions.py {quoted} (or 'NAME=two sentences about it').",
+        _log.warning(
+            "nothing is written of %s, and drawn vectors stand for it; to describe it: "
+            "python Training/embed_descriptions.py %s (or 'NAME=two sentences about it')",
+            ", ".join(unknown),
+            quoted,
         )
-    return torch.stack([stored[key] for key in keys])
+    drawn = {name: _drawn(name, torch.stack(list(stored.values()))) for name in unknown}
+    return torch.stack([stored[key] if key in stored else drawn[key] for key in keys])
+
+
+def _drawn(name: str, stored: Tensor) -> Tensor:
+    """A vector of length 1 about as far from the mean of the stored ones, [n, WIDTH], as they are; always the same."""
+    mean = stored.mean(0)
+    direction = torch.randn(WIDTH, generator=torch.Generator().manual_seed(zlib.crc32(name.encode())))
+    vector = mean + direction / direction.norm() * (stored - mean).norm(dim=1).mean()
+    return vector / vector.norm()
 
 
 def are_described(names: Sequence[str], path: Path = VECTORS) -> bool:

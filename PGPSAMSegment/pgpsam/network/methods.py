@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
+from math import isfinite
 from typing import Any
 
 from torch import Tensor
@@ -55,6 +56,8 @@ def make_settings(method: str, values: Mapping[str, Any]) -> Any:
             raise UserError(f"method {method} has no setting '{name}'", f"It has {', '.join(known)}.")
         if type(value) is not type(defaults[name]) and not (isinstance(defaults[name], float) and type(value) is int):
             raise UserError(f"setting {name} of method {method} is {value!r}, not a {type(defaults[name]).__name__}")
+        if isinstance(value, float) and not isfinite(value):
+            raise UserError(f"setting {name} of method {method} is {value}, which is no number")
     return kind(**values)
 
 

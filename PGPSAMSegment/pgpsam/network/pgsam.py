@@ -74,9 +74,13 @@ class PGSAM(SegmentationNetwork):
     def start_from_support(self, features: Tensor, labels: Tensor) -> None:
         self.prototypes.align(features, labels)
 
-    def decode(self, features: Features, size: tuple[int, int]) -> Output:
+    def compared(self, features: Features) -> Tensor:
+        """The neck, enriched by its context on several levels."""
         levels = torch.stack([level(tap) for level, tap in zip(self.levels, features.taps, strict=True)]).sum(0)
-        image = features.neck + self.fuse(features.neck + levels)
+        return features.neck + self.fuse(features.neck + levels)
+
+    def decode(self, features: Features, size: tuple[int, int]) -> Output:
+        image = self.compared(features)
         attention, prompts = self.prototypes(to_tokens(image))
         attention = attention.unflatten(2, image.shape[-2:])
         class_tokens, image_tokens = self.decoder.tokens(image, None, prompts)

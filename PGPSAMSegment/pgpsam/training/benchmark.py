@@ -18,7 +18,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from pgpsam.errors import UserError
-from pgpsam.models.store import ModelSpec, load_spec
+from pgpsam.models.store import SPEC_FILE, ModelSpec, load_spec
 from pgpsam.models.weights import FROM_SCRATCH
 from pgpsam.pages import png
 from pgpsam.segmenter import Step
@@ -28,6 +28,7 @@ from pgpsam.training.recipes import recipe
 from pgpsam.training.run import finish
 
 AMOUNTS = ("one", "16", "10%", "all")  # a slice an organ, 16 slices, a tenth of them, all
+SEEDS = (0, 1, 2)
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def arguments(row: Row, dataset: Dataset, out: Path, slices_seen: int, extra: Se
         extra: more arguments for every run.
     """
     words = ["--data", str(dataset.folder), "--out", str(out / row.name), "--method", row.method]
-    words += [*chosen_slices(row, dataset.folder), "--seed", str(row.seed)]
+    words += [*chosen_slices(row, dataset), "--seed", str(row.seed)]
     words += ["--iterations", str(max(1, slices_seen // recipe(row.method).batch))]
     if row.hold_out:
         words += ["--hold-out", *row.hold_out]
@@ -109,22 +110,23 @@ def arguments(row: Row, dataset: Dataset, out: Path, slices_seen: int, extra: Se
     return [*words, *extra]
 
 
-def chosen_slices(row: Row, folder: Path) -> list[str]:
+def chosen_slices(row: Row, dataset: Dataset) -> list[str]:
     """The data set's own lists where it has them (fewshot_16_seedN.csv, fewshot_10pct_seedN.csv), else at random."""
-    listed = {"16": folder / f"fewshot_16_seed{row.seed}.csv", "10%": folder / f"fewshot_10pct_seed{row.seed}.csv"}
+    lists = {"16": "fewshot_16", "10%": "fewshot_10pct"}
+    listed = {amount: dataset.folder / f"{name}_seed{row.seed}.csv" for amount, name in lists.items()}
     if row.amount in listed and listed[row.amount].is_file():
         return ["--slices", str(listed[row.amount])]
     return {
         "one": ["--per-organ", "1"],
         "16": ["--shots", "16"],
         "10%": ["--fraction", "0.1"],
-        "all": ["--fully-annotated"],
+        "all": ["--fully-annotated"] if dataset.fully_annotated else [],
     }[row.amount]
 
 
 def is_done(folder: Path) -> bool:
     """Whether a run was trained and scored."""
-    return (folder / "model.json").is_file() and bool(load_spec(folder).scores)
+    return (folder / SPEC_FILE).is_file() and bool(load_spec(folder).scores)
 
 
 def check_same(words: Sequence[str], folder: Path) -> None:
@@ -152,7 +154,7 @@ def run_row(words: Sequence[str], folder: Path, progress: str) -> int:
     """Train and score in a process of its own, which writes its progress to ours; its exit code."""
     main = "from pgpsam.training.commands import finetune_main; exit(finetune_main())"
     command = [sys.executable, "-c", main, *words, "--progress", progress]
-    if (folder / CHECKPOINT).is_file():
+    if any((folder / name).is_file() for name in (CHECKPOINT, SPEC_FILE)):  # it was trained, but not scored
         command.append("--resume")
     with subprocess.Popen(command) as run:
         try:

@@ -83,22 +83,19 @@ def organ_slices(
         confidence: [z, y, x], of what was predicted.
         organs: their N names.
     """
-    depth, classes = len(predicted), len(organs) + 1
-    place = np.arange(depth)[:, None, None] * classes
-
-    def count(indices: NDArray[Any], weights: NDArray[Any] | None = None) -> NDArray[Any]:
-        flat = None if weights is None else weights.ravel()
-        return np.bincount((place + indices).ravel(), flat, depth * classes).reshape(depth, classes)
-
-    found, drawn = count(predicted), count(reference)
-    common = count(predicted, predicted == reference)
-    sure = count(predicted, confidence)
     rows = []
-    for z, organ in np.argwhere((found + drawn)[:, 1:] > 0):
-        n, m = int(found[z, organ + 1]), int(drawn[z, organ + 1])
-        share = float(sure[z, organ + 1] / n) if n else None
-        dice = float(2.0 * common[z, organ + 1] / (n + m))
-        rows.append(OrganSlice(case, int(z), organs[organ], dice, share, n, m))
+    for z, (ours, theirs, sure) in enumerate(zip(predicted, reference, confidence, strict=True)):
+
+        def count(indices: NDArray[Any], weights: NDArray[Any] | None = None) -> NDArray[Any]:
+            return np.bincount(indices.ravel(), weights, len(organs) + 1)
+
+        found, drawn = count(ours), count(theirs)
+        common, total = count(ours[ours == theirs]), count(ours, sure.ravel())
+        for organ in (np.flatnonzero((found + drawn)[1:]) + 1).tolist():
+            n, m = int(found[organ]), int(drawn[organ])
+            share = float(total[organ] / n) if n else None
+            dice = float(2.0 * common[organ] / (n + m))
+            rows.append(OrganSlice(case, z, organs[organ - 1], dice, share, n, m))
     return rows
 
 

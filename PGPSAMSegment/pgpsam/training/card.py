@@ -11,7 +11,7 @@ from pgpsam.models.store import ModelSpec
 from pgpsam.models.weights import FROM_SCRATCH
 from pgpsam.training.calibration import CONFIDENCE
 from pgpsam.training.failures import FAILURES
-from pgpsam.training.finetune import trained_commands
+from pgpsam.training.origins import trained_commands
 
 VALIDATION = "validation"  # the folder in the model's own
 

@@ -7,12 +7,14 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from pgpsam.device import choose_device
 from pgpsam.errors import UserError
@@ -22,17 +24,20 @@ from pgpsam.network.methods import METHODS, default_method
 from pgpsam.pages import check_can_write, write_whole
 from pgpsam.slices import Preparation
 from pgpsam.terminal import ProgressReporter, add_common, add_looks, number, print_table, run
-from pgpsam.training.benchmark import AMOUNTS, COLUMNS, cells, collect, page, plan, plot, run_all, score_again
+from pgpsam.training.benchmark import AMOUNTS, COLUMNS, SEEDS, cells, collect, page, plan, plot, run_all, score_again
 from pgpsam.training.benchmark import arguments as run_arguments
+from pgpsam.training.choice import SliceChoice
 from pgpsam.training.crossfit import FOLDS, fold_settings, refine
 from pgpsam.training.data import Dataset, read_dataset
 from pgpsam.training.finetune import CHECKPOINT, Progress, TrainingSettings
 from pgpsam.training.overrides import apply, checked, parse_settings
 from pgpsam.training.recipes import fitted, recipe, usual_iterations
 from pgpsam.training.refining import RefinerSettings
-from pgpsam.training.run import SliceChoice, evaluate, train_on_dataset
+from pgpsam.training.run import evaluate, train_on_dataset
 from pgpsam.training.shipping import ship
 from pgpsam.training.staged import ITERATIONS, train_in_stages
+
+LOCK = ".lock"  # in a model folder while a training is at work in it
 
 
 def finetune_main(arguments: Sequence[str] | None = None) -> int:
@@ -47,7 +52,9 @@ def finetune_main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--backbone", help="default: lite_medsam, or none for a method from scratch")
     add_slices(parser)
-    parser.add_argument("--hold-out", nargs="*", metavar="CASE", help="cases to keep for scoring (none: no names)")
+    parser.add_argument(
+        "--hold-out", nargs="*", action="extend", metavar="CASE", help="cases to keep for scoring (none: no names)"
+    )
     parser.add_argument(
         "--start-from",
         metavar="MODEL",
@@ -57,6 +64,7 @@ def finetune_main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--teacher",
         nargs="+",
+        action="extend",
         default=[],
         metavar="MODEL",
         help="learn their confident labels of slices without annotation too, of several the mean",
@@ -67,11 +75,12 @@ def finetune_main(arguments: Sequence[str] | None = None) -> int:
         help="coarse, then fine, then taught by itself on slices without annotation: for few slices",
     )
     parser.add_argument("--iterations", type=int, help="optimiser steps (default: the recipe's)")
-    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="a setting of the run or method")
+    add_set(parser, "of the run or method")
     parser.add_argument("--name", default="", help="the model's name (default: the folder's)")
     parser.add_argument("--description", default="", help="a line about the model")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="go on with a stopped run in --out")
+    parser.add_argument("--overwrite", action="store_true", help="replace the model in --out")
     add_common(parser)
     return run(_finetune, parsed(parser, arguments))
 
@@ -79,15 +88,20 @@ def finetune_main(arguments: Sequence[str] | None = None) -> int:
 def _finetune(options: argparse.Namespace) -> None:
     dataset = read_dataset(options.data)
     settings = settings_of(options, dataset)
-    choice = slices_of(options)
+    choice = slices_of(options, dataset)
     if options.staged and options.teacher:
         raise UserError("a staged run is its own teacher", "Leave out --teacher or --staged.")
-    if (options.out / CHECKPOINT).is_file() and not options.resume:
-        raise UserError(f"{options.out / CHECKPOINT} is there, of a stopped run", "Go on with --resume, or delete it.")
     check_model_name(options.name or options.out.resolve().name)
     require(settings.backbone)
     check_folder(options.out)
-    with ProgressReporter(options.progress) as report, stop_after_a_step() as stopping:
+    print(f"{dataset.name}: {len(dataset.cases)} cases")
+    with (
+        alone_in(options.out),
+        ProgressReporter(options.progress) as report,
+        stop_after_a_step() as stopping,
+    ):
+        if not options.resume:
+            check_free(options.out, options.overwrite)
 
         def tell(stage: str, p: Progress) -> None:
             stopping.training = p.iteration < p.iterations
@@ -143,6 +157,47 @@ def stop_after_a_step() -> Iterator[Stopping]:
         signal.signal(signal.SIGINT, before)
 
 
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other trainings out of a model folder, which is made where it is missing and goes if nothing comes of it.
+
+    The system frees the lock even if this process dies.
+
+    Raises:
+        UserError: another one is at work in it.
+    """
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        hint = "Wait until it has ended, or name another folder."
+        raise UserError(f"another training is at work in {folder}", hint) from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows removes it with the lock
+            (folder / LOCK).unlink()
+        lock.release()
+        if made:
+            with suppress(OSError):
+                folder.rmdir()
+
+
+def check_free(out: Path, overwrite: bool) -> None:
+    """Keep what a folder holds from being replaced unasked.
+
+    Raises:
+        UserError: a stopped run's state, or a model that nobody asked to overwrite.
+    """
+    if (out / CHECKPOINT).is_file():
+        raise UserError(f"{out / CHECKPOINT} is there, of a stopped run", "Go on with --resume, or delete it.")
+    if (out / SPEC_FILE).is_file() and not overwrite:
+        hint = "Name another folder, replace it with --overwrite, or go on with --resume if its scoring was stopped."
+        raise UserError(f"{out} holds a model already", hint)
+
+
 def check_folder(folder: Path) -> None:
     """Notice now what would end a run when it writes its first file.
 
@@ -186,7 +241,9 @@ def settings_of(options: argparse.Namespace, dataset: Dataset) -> TrainingSettin
 def add_slices(parser: argparse.ArgumentParser) -> None:
     """The options that say which slices are trained on; `slices_of` reads them."""
     which = parser.add_argument_group("slices (default: every annotated one)")
-    which.add_argument("--slices", type=Path, help="CSV with the columns case, slice")
+    which.add_argument(
+        "--slices", type=Path, help="CSV with the columns case, slice; the first slice along the file's third axis is 0"
+    )
     which.add_argument("--fraction", type=float, help="share of the annotated slices, at random")
     which.add_argument("--shots", type=int, help="number of organ-bearing slices in all, at random")
     which.add_argument("--per-organ", type=int, help="for every organ so many slices that show it, at random")
@@ -195,8 +252,15 @@ def add_slices(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def slices_of(options: argparse.Namespace) -> SliceChoice:
-    return SliceChoice(options.slices, options.fraction, options.shots, options.per_organ, options.fully_annotated)
+def slices_of(options: argparse.Namespace, dataset: Dataset) -> SliceChoice:
+    """The choice that was asked for. A list says itself which slices are annotated, whatever dataset.json says."""
+    whole = options.fully_annotated or (dataset.fully_annotated and not options.slices)
+    return SliceChoice(options.slices, options.fraction, options.shots, options.per_organ, whole)
+
+
+def add_set(parser: argparse.ArgumentParser, what: str) -> None:
+    """--set, which may be given several times."""
+    parser.add_argument("--set", nargs="*", action="extend", default=[], metavar="NAME=VALUE", help=f"a setting {what}")
 
 
 def refine_main(arguments: Sequence[str] | None = None) -> int:
@@ -211,11 +275,16 @@ def refine_main(arguments: Sequence[str] | None = None) -> int:
     add_slices(parser)
     parser.add_argument("--folds", type=int, default=FOLDS, help=f"parts of the patients (default: {FOLDS})")
     parser.add_argument(
-        "--hold-out", nargs="*", default=[], metavar="CASE", help="patients to compare on, without and with the refiner"
+        "--hold-out",
+        nargs="*",
+        action="extend",
+        default=[],
+        metavar="CASE",
+        help="patients to compare on, without and with the refiner",
     )
     parser.add_argument("--iterations", type=int, help="optimiser steps of each fold's model")
     parser.add_argument("--refiner-iterations", type=int, help="optimiser steps of the refiner")
-    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="a setting of the folds' models")
+    add_set(parser, "of the folds' models")
     parser.add_argument("--seed", type=int, default=0)
     add_common(parser)
     return run(_refine, parsed(parser, arguments))
@@ -229,7 +298,12 @@ def _refine(options: argparse.Namespace) -> None:
     settings = apply(settings, parse_settings(options.set))
     if options.iterations is not None:
         settings = replace(settings, iterations=options.iterations)
-    with ProgressReporter(options.progress) as report, stop_after_a_step() as stopping:
+    dataset = read_dataset(options.data)
+    with (
+        alone_in(options.model),
+        ProgressReporter(options.progress) as report,
+        stop_after_a_step() as stopping,
+    ):
 
         def tell(what: str, p: Progress) -> None:
             stopping.training = p.iteration < p.iterations
@@ -237,9 +311,9 @@ def _refine(options: argparse.Namespace) -> None:
 
         summary = refine(
             options.model,
-            read_dataset(options.data),
+            dataset,
             settings,
-            slices_of(options),
+            slices_of(options, dataset),
             folds=options.folds,
             hold_out=options.hold_out,
             refining=refining,
@@ -310,17 +384,24 @@ def benchmark_main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--data", type=Path, required=True, help="data set: images/ and labels/, or nnU-Net raw")
     parser.add_argument("--out", type=Path, required=True, help="folder for the runs' model folders")
+    parser.add_argument("--methods", nargs="+", action="extend", choices=sorted(METHODS), help="default: all")
     parser.add_argument(
-        "--methods", nargs="+", choices=sorted(METHODS), default=["pgsam", *sorted({*METHODS} - {"pgsam"})]
+        "--amounts",
+        nargs="+",
+        action="extend",
+        metavar="AMOUNT",
+        help=f"of {', '.join(AMOUNTS)} (default: all four)".replace("%", "%%"),
     )
+    parser.add_argument("--seeds", nargs="+", action="extend", type=int, help="default: 0 1 2")
     parser.add_argument(
-        "--amounts", nargs="+", default=list(AMOUNTS), metavar="AMOUNT", help=", ".join(AMOUNTS).replace("%", "%%")
+        "--fully-annotated",
+        action="store_true",
+        help='of "all": slices without labels are background, as where dataset.json says "fully_annotated": true',
     )
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--folds", type=int, default=0, help="cross-validation of the first method at 10%% by patient")
     parser.add_argument("--backbone", default="", help="of the methods that have one (default: lite_medsam)")
     parser.add_argument("--slices-seen", type=int, default=2400, help="training budget of a run (default: 2400)")
-    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="a setting of every run")
+    add_set(parser, "of every run")
     parser.add_argument("--page", type=Path, help="where the table goes, a plot beside it (default: OUT/benchmark.md)")
     parser.add_argument("--list", action="store_true", help="print the commands of the runs and stop")
     parser.add_argument("--finished", action="store_true", help="train nothing: write the page from what is finished")
@@ -331,7 +412,10 @@ def benchmark_main(arguments: Sequence[str] | None = None) -> int:
 
 def _benchmark(options: argparse.Namespace) -> None:
     dataset = read_dataset(options.data)
-    rows = plan(dataset, options.methods, options.amounts, options.seeds, options.folds, options.backbone)
+    dataset = replace(dataset, fully_annotated=dataset.fully_annotated or options.fully_annotated)
+    methods = options.methods or ["pgsam", *sorted({*METHODS} - {"pgsam"})]
+    amounts, seeds = options.amounts or AMOUNTS, options.seeds or SEEDS
+    rows = plan(dataset, methods, amounts, seeds, options.folds, options.backbone)
     extra = [*(["--set", *options.set] if options.set else []), "--device", options.device]
     if options.list:
         for row in rows:
@@ -370,7 +454,9 @@ def evaluate_main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for scores.* and confidence.* (csv, json, html)"
     )
-    parser.add_argument("--cases", nargs="+", metavar="CASE", help="default: the data set's validation cases")
+    parser.add_argument(
+        "--cases", nargs="+", action="extend", metavar="CASE", help="default: the data set's validation cases"
+    )
     parser.add_argument("--no-clean-up", action="store_true", help="score with stray pieces")
     add_looks(parser)
     add_common(parser)
@@ -389,14 +475,15 @@ def _evaluate(options: argparse.Namespace) -> None:
             looks=options.looks,
             progress=report.each("scoring"),
         )
-    print_summary(summary, f"{options.model}, all slices")
+    print_summary(summary, f"{options.model}: {len(summary['cases'])} cases, all slices")
 
 
 def parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The options, and `command`: what makes the same again. A stopped run is the same run, so without --resume."""
+    """The options, and `command`: what makes the same again, whether it was stopped or replaces another or not."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = parser.parse_args(given)
-    options.command = shlex.join(["python", f"Training/{parser.prog}", *(word for word in given if word != "--resume")])
+    words = (word for word in given if word not in ("--resume", "--overwrite"))
+    options.command = shlex.join(["python", f"Training/{parser.prog}", *words])
     return options
 
 

@@ -22,21 +22,24 @@ from safetensors.torch import load_file, save_file
 
 from pgpsam.device import choose_device
 from pgpsam.errors import UserError
+from pgpsam.labels import LabelSet
 from pgpsam.models.store import ModelSpec, load_model, load_spec, save_model
 from pgpsam.network.volume_refiner import named_in_file, refiner_tensors, split_tensors
 from pgpsam.segmenter import Segmenter, Step
 from pgpsam.slices import Preparation, frame_volume, scale_labels
 from pgpsam.training.card import model_card
-from pgpsam.training.data import IGNORED, Dataset, LoadedCase
-from pgpsam.training.finetune import CHECKPOINT, Progress, TrainingSettings, trained_cases
+from pgpsam.training.choice import ChosenSlices, SliceChoice, checksum, choose_slices
+from pgpsam.training.data import IGNORED, Dataset, load_case
+from pgpsam.training.finetune import CHECKPOINT, Progress, TrainingSettings
+from pgpsam.training.origins import trained_cases
 from pgpsam.training.recipes import coarse_stage, recipe
 from pgpsam.training.refining import Answers, RefinerSettings, gain, train_refiner
 from pgpsam.training.run import (
-    SliceChoice,
+    LABELS_CHECKSUM,
     check_same_run,
     check_unseen,
-    choose_slices,
     finish,
+    is_trained,
     split_cases,
     train_on_dataset,
 )
@@ -143,18 +146,19 @@ def add_refiner(
     others = [case.name for case in dataset.cases if case not in own]
     # Drawn as the model's were: with its seed, and from all patients that could have got a slice.
     drawn = choose_slices(dataset, training, choice, spec.training.get("seed", settings.seed))
-    check_same_slices(spec, choice, sum(len(slices) for _, slices in drawn))
-    chosen = [(one, slices) for one, slices in drawn if one.name in seen]
-    showing = {one.name for one, slices in chosen if one.labels[slices].any()}
+    check_same_slices(spec, choice, drawn)
+    chosen = [one for one in drawn if one.case.name in seen]
+    showing = {one.case.name for one in chosen if one.showing}
     if empty := set(hold_out) - showing:
         raise UserError(f"the slices of {', '.join(sorted(empty))} show no organ to compare on", "Hold out others.")
     if showing <= set(hold_out):
         raise UserError(f"{dataset.folder}: no patient is left for the refiner of {spec.name} to learn from")
     answers: list[Answers] = []
-    for number, fold in enumerate(folds_of([one.name for one, slices in chosen if slices], folds), start=1):
+    for number, fold in enumerate(folds_of([one.case.name for one in chosen if one.slices], folds), start=1):
         folder = model / REFINING / f"fold{number}"
-        if (folder / "model.json").is_file():
-            check_same_run(settings, folder, choice)
+        learned_from = [one for one in chosen if one.case.name not in fold]
+        if is_trained(folder):
+            check_same_run(settings, folder, choice, learned_from)
             unseen = [case for case in own if case.name in fold]  # with another number of folds, it may know them
             check_unseen(str(folder), unseen, f"Give the same folds, or delete {folder.parent}.")
         else:
@@ -169,12 +173,12 @@ def add_refiner(
                 device=device,
                 resume=(folder / CHECKPOINT).is_file(),
                 scored=False,
-                chosen=[(one, slices) for one, slices in chosen if one.name not in fold],
+                chosen=learned_from,
                 progress=partial(progress, name) if progress else None,
                 cancelled=cancelled,
             )
-        theirs = [(one, slices) for one, slices in chosen if one.name in fold and slices]
-        answers += fold_answers(folder, theirs, device, labelling, cancelled)
+        theirs = [one for one in chosen if one.case.name in fold and one.slices]
+        answers += fold_answers(folder, theirs, dataset.labels, device, labelling, cancelled)
     learned = [one for one in answers if one.case not in hold_out]
     where = choose_device(device)
     refiner = train_refiner(
@@ -204,12 +208,13 @@ def add_refiner(
     shutil.rmtree(model / REFINING)
 
 
-def check_same_slices(spec: ModelSpec, choice: SliceChoice, count: int) -> None:
-    """Refuse other slices than those that a model was trained on, as far as its model.json says.
+def check_same_slices(spec: ModelSpec, choice: SliceChoice, drawn: Sequence[ChosenSlices]) -> None:
+    """Refuse other slices or labels than those that a model was trained on, as far as its model.json says.
 
     Raises:
-        UserError: they were chosen in another way, or there are more or fewer.
+        UserError: they were chosen in another way, there are more or fewer, or they are labelled otherwise.
     """
+    count = sum(len(one.slices) for one in drawn)
     unhashed = choice.text.partition(" (SHA-256")[0]  # how a list was recorded once
     theirs = spec.training.get("choice", choice.text), spec.training.get("slices", count)
     if theirs not in ((choice.text, count), (unhashed, count)):
@@ -217,31 +222,35 @@ def check_same_slices(spec: ModelSpec, choice: SliceChoice, count: int) -> None:
             f"{spec.name} was trained on {theirs[0]}, {theirs[1]} in all, not on {choice.text}, {count} in all",
             "Give the same data and the same options for the slices.",
         )
+    if spec.training.get(LABELS_CHECKSUM, checksum(drawn)) != checksum(drawn):
+        raise UserError(f"{spec.name} was trained on other labels of these slices", "Train it anew, then refine it.")
 
 
 def fold_answers(
     folder: Path,
-    chosen: Sequence[tuple[LoadedCase, Sequence[int]]],
+    chosen: Sequence[ChosenSlices],
+    label_set: LabelSet,
     device: str,
     labelling: Callable[[str, Step], None] | None,
     cancelled: Callable[[], bool] | None,
 ) -> list[Answers]:
-    """What a fold's model says of the fold's patients; kept in its folder, a file a patient.
+    """What a fold's model says of the fold's patients; kept in its folder, a file a patient and what is drawn there.
 
     Args:
-        folder: the model's. chosen: the patients with their annotated slices.
+        folder: the model's. chosen: the patients' annotated slices. label_set: of the data set.
     """
     segmenter: Segmenter | None = None
     made: list[Answers] = []
-    for case, slices in chosen:
-        path = folder / f"{case.name}.safetensors"
+    for one in chosen:
+        case = load_case(one.case, label_set)
+        path = folder / f"{case.name}-{checksum([one]):08x}.safetensors"
         if not path.is_file():
             segmenter = segmenter or Segmenter.load(folder, device)
             report = partial(labelling, case.name) if labelling else None
             stack = segmenter.answers(case.volume, progress=report, cancelled=cancelled)
             frame = replace(frame_volume(case.volume, segmenter.preparation), size=stack.shape[1:])
             labels = torch.full((stack.depth, *frame.size), IGNORED, dtype=torch.uint8)
-            labels[list(slices)] = scale_labels(case.labels, frame, slices)
+            labels[list(one.slices)] = scale_labels(case.labels, frame, list(one.slices))
             part = path.with_suffix(".part")
             save_file({"shares": stack.shares, "image": stack.image, "labels": labels}, part)
             os.replace(part, path)

@@ -11,6 +11,8 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import logging
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,8 @@ from pgpsam.errors import UserError
 from pgpsam.labels import LabelSet, canonical_name
 from pgpsam.slices import Frame, Preparation, frame_volume, neighbours, scale_labels, scale_slices
 from pgpsam.volume import Volume, read_labels, read_labels_on, read_volume
+
+_log = logging.getLogger(__name__)
 
 IGNORED = 255  # the class index where nobody knows: the loss does not look there
 MOST_ORGANS = IGNORED - 1
@@ -47,6 +51,7 @@ class Dataset:
         name: what to call the data in a model card.
         reported: ids of the organs that published tables average over; empty means all.
         validation: case names that the data set suggests to hold out.
+        fully_annotated: the data set says that slices without labels show no organ.
     """
 
     name: str
@@ -55,6 +60,7 @@ class Dataset:
     labels: LabelSet
     reported: tuple[int, ...] = ()
     validation: tuple[str, ...] = ()
+    fully_annotated: bool = False
 
     def select(self, names: Iterable[str]) -> tuple[Case, ...]:
         """The cases with these names, in the data set's order.
@@ -70,32 +76,31 @@ class Dataset:
 
 
 def stem(path: Path) -> str:
-    """The file's name without a known extension; '' for files of other kinds."""
-    return next((path.name[: -len(e)] for e in EXTENSIONS if path.name.endswith(e)), "")
+    """The file's name without a known extension; '' for files of other kinds and for hidden ones, which macOS adds."""
+    if path.name.startswith("."):
+        return ""
+    return next((path.name[: -len(e)] for e in EXTENSIONS if path.name.lower().endswith(e)), "")
 
 
 def read_dataset(folder: str | Path) -> Dataset:
     """Find the cases of a data set.
 
     Raises:
-        UserError: no such folder, no known layout, images without labels, no names for the label ids, an organ in a
-            label file that dataset.json lacks, or reported ids that no organ has.
+        UserError: no such folder, no known layout, no image with labels, no names for the label ids, an organ in a
+            label file that dataset.json lacks, reported ids that no organ has, or a field of another kind.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"no such data folder: {folder}")
-    images, labels, channel = folder / "images", folder / "labels", ""
+    images, labels = folder / "images", folder / "labels"
     if (folder / "imagesTr").is_dir():
-        images, labels, channel = folder / "imagesTr", folder / "labelsTr", "_0000"
+        images, labels = folder / "imagesTr", folder / "labelsTr"
     if not images.is_dir() or not labels.is_dir():
         raise UserError(
             f"{folder} holds neither images/ and labels/ nor imagesTr/ and labelsTr/",
             "Put volumes and their labels, with the same names, into these two folders.",
         )
-    found, drawn = by_stem(images), by_stem(labels)
-    cases = tuple(Case(name, found[name + channel], path) for name, path in drawn.items() if name + channel in found)
-    if not cases:
-        raise UserError(f"no image in {images} has labels of the same name in {labels}")
+    cases = find_cases(images, labels)
     description = read_description(folder)
     if names := description.get("labels"):
         label_set = LabelSet.from_names(names)
@@ -112,14 +117,53 @@ def read_dataset(folder: str | Path) -> Dataset:
             f"{folder / 'dataset.json'}: reported_labels is {json.dumps(reported)}, not a list of its labels' ids",
             f"These are {', '.join(map(str, ids)) or 'missing'}.",
         )
-    return Dataset(
-        str(description.get("name", folder.name)),
-        folder,
-        cases,
-        label_set,
-        tuple(reported),
-        tuple(description.get("validation", ())),
-    )
+    validation = description.get("validation", [])
+    if not isinstance(validation, list) or not all(isinstance(name, str) for name in validation):
+        raise UserError(
+            f"{folder / 'dataset.json'}: validation is {json.dumps(validation)}, not a list of cases' names",
+            'Write them as in "validation": ["case_07"].',
+        )
+    whole = description.get("fully_annotated", False)
+    if not isinstance(whole, bool):
+        raise UserError(f"{folder / 'dataset.json'}: fully_annotated is {json.dumps(whole)}, not true or false")
+    name = str(description.get("name", folder.name))
+    return Dataset(name, folder, cases, label_set, tuple(reported), tuple(validation), whole)
+
+
+def find_cases(images: Path, labels: Path) -> tuple[Case, ...]:
+    """The images that have labels, by the labels' names; a warning names what has no counterpart.
+
+    nnU-Net writes _0000 after the names of its images and numbers further channels, which are not looked at; the
+    Medical Segmentation Decathlon has the same folders without these numbers.
+
+    Raises:
+        UserError: there is none.
+    """
+    found, drawn = by_stem(images), by_stem(labels)
+    channel, any_channel = ("_0000", r"_\d{4}$") if images.name == "imagesTr" else ("", "$")
+    cases: list[Case] = []
+    lone: dict[Path, list[str]] = {labels: [], images: []}
+    for name, path in drawn.items():
+        if image := found.get(name + channel) or found.get(name):
+            cases.append(Case(name, image, path))
+        else:
+            lone[labels].append(path.name)
+    for name, path in found.items():
+        if not {name, re.sub(any_channel, "", name)} & drawn.keys():
+            lone[images].append(path.name)
+    for folder, other in ((labels, images), (images, labels)):
+        if lone[folder]:
+            _log.warning(
+                "%s: left out, with no file of the same name in %s: %s", folder, other, shortened(lone[folder])
+            )
+    if not cases:
+        raise UserError(f"no image in {images} has labels of the same name in {labels}")
+    return tuple(cases)
+
+
+def shortened(names: Sequence[str], most: int = 10) -> str:
+    """Names for a message, which stays short."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def by_stem(folder: Path) -> dict[str, Path]:
@@ -155,7 +199,7 @@ def read_description(folder: Path) -> dict:
 
 def names_in_file(path: Path) -> dict[int, str]:
     """The names that a label file carries itself, by id (`.seg.nrrd`); {} where it has none, as NIfTI never has."""
-    names = read_labels(path)[2] if path.name.endswith((".nrrd", ".nhdr")) else {}
+    names = read_labels(path)[2] if path.name.lower().endswith((".nrrd", ".nhdr")) else {}
     return {identifier: name for identifier, name in names.items() if identifier}
 
 
@@ -212,7 +256,7 @@ def class_indices(path: Path, label_set: LabelSet) -> dict[int, int]:
 
 
 def read_slice_list(path: str | Path) -> dict[str, list[int]]:
-    """A CSV with the columns case, slice (index along the file's third axis) -> slices by case.
+    """A CSV with the columns case, slice (index along the file's third axis, from 0) -> slices by case.
 
     Raises:
         UserError: no such file, another encoding than UTF-8, other columns, or a slice that is not a number.
@@ -303,11 +347,15 @@ def annotated_slices(case: LoadedCase, listed: Sequence[int] | None, fully_annot
 
     Args:
         listed: slices along the file's third axis that were annotated (an empty one is then true background), or
-            None for every slice that shows an organ.
+            None for every slice that shows an organ. A warning says if none of them shows one: they may be counted
+            from 1, or from the other end.
         fully_annotated: without a list, slices without organs are background too.
     """
     if listed is not None:
-        return sorted(canonical_index(case.volume, i) for i in listed)
+        chosen = sorted(canonical_index(case.volume, i) for i in listed)
+        if chosen and not case.labels[chosen].any():
+            _log.warning("%s: none of its listed slices shows an organ; the first slice is number 0", case.name)
+        return chosen
     if fully_annotated:
         return list(range(len(case.labels)))
     return np.flatnonzero(case.labels.any((1, 2))).tolist()

@@ -9,7 +9,6 @@ folder, which the finished model replaces. This room knows no user interface, on
 
 from __future__ import annotations
 
-import csv
 import logging
 import math
 import os
@@ -29,17 +28,17 @@ from pgpsam.device import autocast, choose_device, describe_device
 from pgpsam.errors import Cancelled, UserError
 from pgpsam.labels import LabelSet
 from pgpsam.memory import peak_memory_gb
-from pgpsam.models.store import SCHEMA_VERSION, ModelSpec, find_model, fingerprint, load_model, save_model
+from pgpsam.models.store import SCHEMA_VERSION, ModelSpec, find_model, fingerprint, save_model
 from pgpsam.models.weights import base_state
 from pgpsam.network.lora import put_tensors, trained_tensors
 from pgpsam.network.methods import SegmentationNetwork, build_network, make_settings
 from pgpsam.network.prototypes import coarse_labels
-from pgpsam.network.volume_refiner import named_in_file, split_tensors
 from pgpsam.slices import Preparation
 from pgpsam.training.augment import Augmentation, Augmenter
 from pgpsam.training.batches import Batches, Kept, Order, Replay
 from pgpsam.training.data import Sample
 from pgpsam.training.losses import class_weights, total_loss
+from pgpsam.training.takeover import Start, take_over
 
 CHECKPOINT = "training.pt"
 CURVES = "curves.csv"
@@ -66,9 +65,11 @@ class TrainingSettings:
         replay: how often a varied slice is used, see `batches`.
         canvas: (H, W) in training. augmentation: None for none.
         preparation: how slices become inputs.
-        start_from_support: prototypes begin at what the annotated slices show, not at random; only where `start_from`
-            is empty.
-        start_from: a trained model with the same method and organs, whose weights are the start.
+        start_from_support: prototypes begin at what the annotated slices show, not at random, where they are not those
+            of `start_from`.
+        start_from: a trained model with the same method whose weights are the start; see `takeover`.
+        start_share: share of the start's weights in what is saved, their mean with the trained ones (Wortsman et al.,
+            "Robust fine-tuning of zero-shot models", 2022); only where all weights were the start's.
     """
 
     method: str = "pgp"
@@ -93,15 +94,22 @@ class TrainingSettings:
     seed: int = 0
     start_from_support: bool = True
     start_from: str = ""
+    start_share: float = 0.0
 
     def __post_init__(self) -> None:
         """Raises UserError for what no run can be made of."""
         for name in ("iterations", "batch", "replay"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}: a training needs at least one")
-        for name in ("empty_share", "guessed_share"):
+        for name in ("empty_share", "guessed_share", "average", "start_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}: it must be at least 0 and under 1")
+        for name in ("lr", "published_lr", "weight_decay", "warmup"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"{name} is {getattr(self, name)}: it must not be negative")
+        for name in ("balance", "dice_weight", "final_weight"):
+            if not all(0 <= end <= 1 for end in getattr(self, name)):
+                raise UserError(f"{name} is {list(getattr(self, name))}: both ends must be from 0 to 1")
         if min(self.canvas) < 1:
             raise UserError(f"canvas {self.canvas}: a side has at least one pixel")
         if self.seed < 0:
@@ -164,67 +172,20 @@ def network_classes(label_set: LabelSet) -> int:
     return len(label_set) + 1
 
 
-def take_over(
-    network: SegmentationNetwork, settings: TrainingSettings, label_set: LabelSet
-) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]:
-    """Start from a trained model, which may have been trained at another scale.
-
-    Returns:
-        What a model card must say of it (name, cases, scores, and the commands that made it, from the first on), and
-        its volume refiner, which stays as it is: model.json's description and the tensors.
-
-    Raises:
-        UserError: it has another method, backbone, settings or organs.
-    """
-    spec, tensors = load_model(find_model(settings.start_from))
-    ours = asdict(make_settings(settings.method, settings.settings))
-    for what, theirs, own in (
-        ("method", spec.method, settings.method),
-        ("backbone", spec.backbone, settings.backbone),
-        ("method settings", spec.settings, ours),
-        ("organs", spec.labels.names, label_set.names),
-    ):
-        if theirs != own:
-            raise UserError(f"cannot start from {settings.start_from}: its {what} is {theirs}, not {own}")
-    tensors, refining = split_tensors(tensors)
-    put_tensors(network, tensors, spec.name)
-    earlier = spec.training.get("started_from") or {}
-    own = {"scores": spec.scores, "scored": spec.name} if spec.scores else {}
-    told = {**earlier, **own, "name": spec.name, "cases": trained_cases(spec), "commands": trained_commands(spec)}
-    return told, spec.refiner, named_in_file(refining)
-
-
-def trained_cases(spec: ModelSpec) -> list[str]:
-    """Every case that a model has learned from: in this run, or through the models that it was made from."""
-    return sorted({case for origin in (spec.training, *_origins(spec)) for case in origin.get("cases", ())})
-
-
-def trained_commands(spec: ModelSpec) -> list[str]:
-    """The commands that made a model, from the first on: those of the models that it was made from, its own."""
-    earlier = [command for origin in _origins(spec) for command in origin.get("commands", [])]
-    own = (spec.training.get("command"), spec.refiner.get("command"), spec.training.get("ship_command"))
-    return list(dict.fromkeys([*earlier, *filter(None, own)]))
-
-
-def _origins(spec: ModelSpec) -> list[Mapping[str, Any]]:
-    """What model.json says of the models that a model started from, was taught by and is the mean with."""
-    return [spec.training.get(key) or {} for key in ("started_from", "taught_by", "averaged_with")]
-
-
 @torch.no_grad()
 def start_prototypes(network: SegmentationNetwork, samples: Sequence[Sample], settings: TrainingSettings) -> None:
     """Show the network up to 32 annotated slices, so that prototypes start at the classes' own features."""
     centre = Augmenter(settings.canvas, None)
     filled = [s for s in samples if s.filled and not s.guessed]
     some = [filled[i] for i in np.linspace(0, len(filled) - 1, min(32, len(filled))).astype(int)]
-    necks, labels = [], []
+    where = next(network.parameters()).device
+    shown, labels = [], []
     for sample in some:
         image, label = centre(sample.image, sample.labels)
-        with autocast(next(network.parameters()).device):
-            features = network.encoder(image[None].to(next(network.parameters()).device))
-        necks.append(features.neck.float())
-        labels.append(coarse_labels(label[None].to(features.neck.device), *features.neck.shape[-2:]))
-    network.start_from_support(torch.cat(necks), torch.cat(labels))
+        with autocast(where):
+            shown.append(network.compared(network.encoder(image[None].to(where))).float())
+        labels.append(coarse_labels(label[None].to(where), *shown[-1].shape[-2:]))
+    network.start_from_support(torch.cat(shown), torch.cat(labels))
 
 
 class Average:
@@ -289,15 +250,12 @@ def finetune(
         .to(where)
         .to(memory_format=torch.channels_last)
     )
-    origin: dict[str, Any] = {}
-    refiner: dict[str, Any] = {}
-    refining: dict[str, Tensor] = {}
-    if settings.start_from:
-        origin["started_from"], refiner, refining = take_over(network, settings, label_set)
-    elif not resume:
+    start = take_over(network, settings, label_set) if settings.start_from else Start()
+    if not start.whole and not resume:
         network.start_from_names(label_set.names)
         if settings.start_from_support:
             start_prototypes(network, samples, settings)
+    begun = {name: value.clone() for name, value in trained_tensors(network).items()} if start.whole else {}
     optimizer = make_optimizer(network, settings)
     augmenter = Augmenter(settings.canvas, settings.augmentation)
     frozen = not any(p.requires_grad for p in network.encoder.parameters())
@@ -348,6 +306,8 @@ def finetune(
         if stop:
             raise Cancelled(f"stopped at iteration {iteration + 1}; --resume continues")
     tensors = average.tensors if settings.average else trained_tensors(network)
+    if begun:
+        tensors = {name: value.lerp(begun[name], settings.start_share) for name, value in tensors.items()}
     spec = ModelSpec(
         schema_version=SCHEMA_VERSION,
         name=name,
@@ -361,7 +321,7 @@ def finetune(
         training={
             **describe(settings),
             **describe_samples(samples),
-            **origin,
+            **({"started_from": start.told} if start.told else {}),
             **(provenance or {}),
             "cost": {
                 "minutes": round((spent + time.monotonic() - started) / 60, 2),
@@ -371,9 +331,9 @@ def finetune(
             },
         },
         scores={},
-        refiner=refiner,
+        refiner=start.refiner,
     )
-    save_model(out, spec, {key: value.to(torch.float16) for key, value in tensors.items()} | refining)
+    save_model(out, spec, {key: value.to(torch.float16) for key, value in tensors.items()} | start.refining)
     (out / CHECKPOINT).unlink(missing_ok=True)
     return out
 
@@ -397,16 +357,33 @@ def describe_samples(samples: Sequence[Sample]) -> dict[str, Any]:
 
 
 class Curves:
-    """The run's losses as a CSV that grows by a line an iteration; a resumed run goes on after its first `kept`."""
+    """The run's losses as a CSV that grows by a line an iteration; a resumed run goes on after its first `kept`.
+
+    A disk that refuses a line costs the training nothing: it is written with the next one.
+    """
 
     def __init__(self, path: Path, kept: int) -> None:
-        self.path = path
+        self.path, self.behind = path, False
         rows = path.read_text(encoding="utf-8").splitlines()[1 : kept + 1] if kept and path.exists() else []
-        path.write_text("\n".join(["iteration,loss,mean_loss,lr,seconds", *rows, ""]), encoding="utf-8")
+        self.lines = ["iteration,loss,mean_loss,lr,seconds", *rows]
+        self._write()
 
     def add(self, *values: float) -> None:
-        with self.path.open("a", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerow([f"{v:.6g}" for v in values])
+        self.lines.append(",".join(f"{value:.6g}" for value in values))
+        try:
+            if self.behind:
+                self._write()
+            else:
+                with self.path.open("a", encoding="utf-8", newline="") as file:
+                    file.write(f"{self.lines[-1]}\n")
+            self.behind = False
+        except OSError as error:
+            if not self.behind:
+                _log.warning("the training goes on: cannot write %s: %s", self.path, error.strerror or error)
+            self.behind = True
+
+    def _write(self) -> None:
+        self.path.write_text("\n".join([*self.lines, ""]), encoding="utf-8", newline="")
 
 
 def run_key(settings: TrainingSettings, samples: Sequence[Sample]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -44,12 +45,12 @@ def apply(settings: TrainingSettings, values: dict[str, Any]) -> TrainingSetting
     method = dict(settings.settings)
     variations = settings.augmentation
     for name, value in values.items():
+        value = tuple(value) if isinstance(value, list) else value
         if name in preparation:
-            preparation[name] = value
+            preparation[name] = checked(name, value, preparation[name])
         elif name in Augmentation.__dataclass_fields__:
             if variations is None:
                 raise UserError(f"--set {name}={value}: this run has no augmentation", "Leave it out.")
-            value = tuple(value) if isinstance(value, list) else value
             variations = replace(variations, **{name: checked(name, value, getattr(variations, name))})
             run_values["augmentation"] = variations
         elif name == "augmentation":
@@ -57,9 +58,7 @@ def apply(settings: TrainingSettings, values: dict[str, Any]) -> TrainingSetting
                 raise UserError("--set augmentation=false turns augmentation off; it has no other value")
             run_values[name] = variations = None
         elif name in TrainingSettings.__dataclass_fields__:
-            run_values[name] = checked(
-                name, tuple(value) if isinstance(value, list) else value, getattr(settings, name)
-            )
+            run_values[name] = checked(name, value, getattr(settings, name))
         else:
             method[name] = value
     make_settings(settings.method, method)
@@ -72,9 +71,15 @@ def checked(name: str, value: Any, default: Any) -> Any:
     Raises:
         UserError: it is not.
     """
-    alike = type(value) is type(default) or (isinstance(default, float) and type(value) is int)
-    if alike and isinstance(default, tuple):
-        alike = len(value) == len(default) and all(isinstance(v, (int, float)) for v in value)
-    if not alike:
+    if not alike(value, default):
         raise UserError(f"--set {name}: {value!r} is not of the kind of {default!r}")
     return value
+
+
+def alike(value: Any, default: Any) -> bool:
+    """Whether a value is of a default's kind, each part of a tuple by itself; whole numbers are floats, NaN is none."""
+    if isinstance(default, tuple):
+        return isinstance(value, tuple) and len(value) == len(default) and all(map(alike, value, default))
+    if isinstance(default, float):
+        return type(value) in (int, float) and math.isfinite(value)
+    return type(value) is type(default)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -211,7 +212,8 @@ def train_refiner(
         [torch.bincount(one.labels[one.annotated].flatten().long(), minlength=classes)[:classes] for one in answers]
     ).sum(0)
     weights = class_weights(counts, settings.balance).to(device)
-    run = repr((settings, [(one.case, one.annotated) for one in answers]))
+    drawn = [(one.case, one.annotated, zlib.crc32(one.labels.numpy().tobytes())) for one in answers]
+    run = repr((settings, drawn))
     average = Average(_values(refiner), settings.average)
     beginning = (0, 0.0, math.nan)
     first, spent, mean_loss = _restore(state, refiner, optimizer, average, run) if state else beginning

@@ -11,8 +11,8 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ import numpy as np
 from pgpsam.errors import UserError
 from pgpsam.labels import LabelSet
 from pgpsam.looks import LOOKS
-from pgpsam.models.store import find_model, load_model, load_spec, save_model
+from pgpsam.models.store import SPEC_FILE, find_model, load_model, load_spec, save_model
+from pgpsam.network.methods import make_settings
 from pgpsam.segmenter import Segmenter, Step
 from pgpsam.slices import Preparation
 from pgpsam.training.calibration import (
@@ -34,78 +35,26 @@ from pgpsam.training.calibration import (
     write_calibration,
 )
 from pgpsam.training.card import VALIDATION, copy_pictures, model_card
+from pgpsam.training.choice import ChosenSlices, SliceChoice, checksum, choose_slices
 from pgpsam.training.data import (
     Case,
     Dataset,
-    LoadedCase,
     Sample,
-    annotated_slices,
     class_of,
     load_case,
     make_samples,
     read_dataset,
-    read_slice_list,
-    slice_list_sha256,
 )
 from pgpsam.training.failures import FAILURES, Failure, failures, worst_of_each_organ, write_failures
-from pgpsam.training.finetune import (
-    CURVES,
-    Progress,
-    TrainingSettings,
-    describe,
-    finetune,
-    trained_cases,
-    trained_commands,
-)
+from pgpsam.training.finetune import CHECKPOINT, CURVES, Progress, TrainingSettings, describe, finetune
 from pgpsam.training.metrics import OrganScore, organ_scores, write_scores
+from pgpsam.training.origins import trained_cases, trained_commands
 from pgpsam.training.picture import write_summary
 from pgpsam.training.selftraining import Teacher, guessed_samples, load_teacher
 
 SUMMARY = "summary.png"
+LABELS_CHECKSUM = "labels_crc32"  # model.json's word for `choice.checksum`
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class SliceChoice:
-    """Which annotated slices to train on; at most one of the first four.
-
-    Attributes:
-        listed: a CSV with the columns case, slice.
-        fraction: of all annotated slices, at random.
-        shots: a number of organ-bearing slices in all, at random.
-        per_organ: for every organ so many slices that show it, at random.
-        fully_annotated: slices without organs are background, not unannotated.
-    """
-
-    listed: Path | None = None
-    fraction: float | None = None
-    shots: int | None = None
-    per_organ: int | None = None
-    fully_annotated: bool = False
-
-    def __post_init__(self) -> None:
-        if sum(v is not None for v in (self.listed, self.fraction, self.shots, self.per_organ)) > 1:
-            raise UserError("choose slices by a list, a fraction or a number, not by several of them")
-        if self.fraction is not None and not 0 < self.fraction <= 1:
-            raise UserError(f"--fraction {self.fraction} is not between 0 and 1")
-        for option, count in (("--shots", self.shots), ("--per-organ", self.per_organ)):
-            if count is not None and count < 1:
-                raise UserError(f"{option} {count} is not a positive number")
-
-    @cached_property  # a list's file may be gone or another one when a run ends
-    def text(self) -> str:
-        """The choice in words, as a model card says it.
-
-        Raises:
-            UserError: the list cannot be read.
-        """
-        if self.listed:
-            return f"slices of {self.listed.name} (SHA-256 {slice_list_sha256(self.listed)[:16]}...)"
-        if self.shots:
-            return f"{self.shots} slices"
-        if self.per_organ:
-            return f"{self.per_organ} slices an organ"
-        return f"{self.fraction:.0%} of the slices" if self.fraction else "all annotated slices"
 
 
 def split_cases(dataset: Dataset, hold_out: Sequence[str] | None) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
@@ -129,68 +78,33 @@ def same_file(one: Path, other: Path) -> bool:
     return one.stat().st_size == other.stat().st_size and filecmp.cmp(one, other, shallow=False)
 
 
-def choose_slices(
-    dataset: Dataset, cases: Sequence[Case], choice: SliceChoice, seed: int
-) -> list[tuple[LoadedCase, list[int]]]:
-    """Read the training cases and choose their annotated slices, as canonical z; a case may have none of them.
-
-    Raises:
-        UserError: unreadable cases, or a list that names no slice of them.
-    """
-    listed = read_slice_list(choice.listed) if choice.listed else None
-    if listed is not None and (unknown := sorted(set(listed) - {case.name for case in dataset.cases})):
-        raise UserError(f"{choice.listed} names {', '.join(map(repr, unknown))}, and {dataset.folder} has no such case")
-    if listed is not None and not set(listed) & {case.name for case in cases}:
-        raise UserError(f"{choice.listed} names no slice of the training cases")
-    loaded: list[tuple[LoadedCase, list[int]]] = []
-    for case in cases:
-        if listed is not None and case.name not in listed:
-            continue
-        one = load_case(case, dataset.labels)
-        own = listed[case.name] if listed is not None else None
-        loaded.append((one, annotated_slices(one, own, choice.fully_annotated)))
-    chosen = thin_out([(one, z) for one, slices in loaded for z in slices], choice, seed)
-    return [(one, sorted(z for name, z in chosen if name == one.name)) for one, _ in loaded]
-
-
 def prepare_samples(
-    chosen: Sequence[tuple[LoadedCase, Sequence[int]]],
+    chosen: Sequence[ChosenSlices],
+    label_set: LabelSet,
     settings: TrainingSettings,
     teacher: Teacher | None = None,
     progress: Callable[[str, Step], None] | None = None,
 ) -> list[Sample]:
-    """Prepare the chosen slices.
+    """Read the cases, one after the other, and prepare the chosen slices.
 
     Args:
         chosen: from `choose_slices`.
+        label_set: of the data set.
         teacher: labels slices that are not chosen; progress is called while it does, with the case's name.
+
+    Raises:
+        UserError: a case cannot be read.
     """
     samples: list[Sample] = []
-    for one, slices in chosen:
-        samples += make_samples(one, slices, settings.preparation)
+    for one in chosen:
+        if not one.slices and not teacher:
+            continue
+        case = load_case(one.case, label_set)
+        samples += make_samples(case, list(one.slices), settings.preparation)
         if teacher:
-            report = partial(progress, one.name) if progress else None
-            samples += guessed_samples(teacher, one, slices, settings.preparation, report)
+            report = partial(progress, case.name) if progress else None
+            samples += guessed_samples(teacher, case, one.slices, settings.preparation, report)
     return samples
-
-
-def thin_out(slices: list[tuple[LoadedCase, int]], choice: SliceChoice, seed: int) -> set[tuple[str, int]]:
-    """A random part of the annotated slices, as the choice says, as (case, z)."""
-    random = np.random.default_rng(seed)
-    if choice.per_organ:
-        chosen: set[tuple[str, int]] = set()
-        for organ in sorted({int(i) for case, z in slices for i in np.unique(case.labels[z]) if i}):
-            showing = [(case.name, z) for case, z in slices if (case.labels[z] == organ).any()]
-            count = min(choice.per_organ, len(showing))
-            chosen |= {showing[i] for i in random.choice(len(showing), count, replace=False).tolist()}
-        return chosen
-    if choice.shots:
-        slices = [(case, z) for case, z in slices if case.labels[z].any()]
-        if len(slices) < choice.shots:
-            raise UserError(f"--shots {choice.shots}: only {len(slices)} slices show an organ")
-    count = choice.shots or (max(1, round(choice.fraction * len(slices))) if choice.fraction else len(slices))
-    picked: list[int] = random.choice(len(slices), count, replace=False).tolist() if slices else []
-    return {(slices[i][0].name, slices[i][1]) for i in picked}
 
 
 @dataclass(frozen=True, eq=False)
@@ -324,18 +238,23 @@ def check_unseen(model: str, cases: Sequence[Case], hint: str) -> None:
         )
 
 
-def check_same_run(settings: TrainingSettings, folder: Path, choice: SliceChoice) -> None:
+def check_same_run(
+    settings: TrainingSettings, folder: Path, choice: SliceChoice, chosen: Sequence[ChosenSlices]
+) -> None:
     """Refuse a finished part of another run.
 
     Raises:
-        UserError: it had other settings or slices.
+        UserError: it had other settings, slices or labels.
     """
     spec = load_spec(folder)
     wanted = json.loads(json.dumps({**describe(settings), "choice": choice.text}))
-    same = all(spec.training.get(key) == value for key, value in wanted.items())
-    if not same or Preparation.from_json(spec.preparation) != settings.preparation:
+    known = {LABELS_CHECKSUM: checksum(chosen), **spec.training}  # older ones do not say it
+    same = all(known.get(key) == value for key, value in {**wanted, LABELS_CHECKSUM: checksum(chosen)}.items())
+    method = (spec.method, spec.backbone, spec.settings)
+    ours = (settings.method, settings.backbone, asdict(make_settings(settings.method, settings.settings)))
+    if not same or method != ours or Preparation.from_json(spec.preparation) != settings.preparation:
         raise UserError(
-            f"{folder} was trained with other slices or other settings than now",
+            f"{folder} was trained with other settings, slices or labels than now",
             f"Give the same ones, or delete {folder.parent}.",
         )
 
@@ -354,7 +273,7 @@ def train_on_dataset(
     teachers: Sequence[str] = (),
     command: str = "",
     scored: bool = True,
-    chosen: Sequence[tuple[LoadedCase, Sequence[int]]] | None = None,
+    chosen: Sequence[ChosenSlices] | None = None,
     progress: Callable[[Progress], None] | None = None,
     labelling: Callable[[str, Step], None] | None = None,
     scoring: Callable[[str, Step], None] | None = None,
@@ -364,6 +283,7 @@ def train_on_dataset(
 
     Args:
         teachers: trained models whose confident labels, together, on slices without annotation are learned too.
+        resume: go on with a stopped run; one that was stopped while it was scored is scored again.
         scored: score the held-out cases when the model is trained.
         chosen: the training cases' slices, where they were chosen before; None to choose them now.
         progress, labelling, scoring: called while training, and with a case's name while it is segmented.
@@ -389,13 +309,12 @@ def train_on_dataset(
             "cases": sorted({case for spec in specs for case in trained_cases(spec)}),
             "commands": [command for spec in specs for command in trained_commands(spec)],
         }
-    # Chosen here, the whole volumes go when the samples are made: a training does not need their memory.
-    samples = prepare_samples(
-        choose_slices(dataset, training, choice, settings.seed) if chosen is None else chosen,
-        settings,
-        master,
-        labelling,
-    )
+    if chosen is None:
+        chosen = choose_slices(dataset, training, choice, settings.seed)
+    if resume and is_trained(out):  # it was stopped while it was scored
+        check_same_run(settings, out, choice, chosen)
+        return finish(out, dataset, held if scored else (), choice.text, settings.start_from, device, scoring)
+    samples = prepare_samples(chosen, dataset.labels, settings, master, labelling)
     if teachers and not any(sample.guessed for sample in samples):
         raise UserError(
             f"no slice is left for {', '.join(teachers)} to label: all are annotated", "Leave out --teacher."
@@ -410,6 +329,7 @@ def train_on_dataset(
         provenance={
             "data": dataset.name,
             "choice": choice.text,
+            LABELS_CHECKSUM: checksum(chosen),
             "held_out": [case.name for case in held],
             "command": command,
             **taught,
@@ -421,6 +341,11 @@ def train_on_dataset(
     )
     remove_scores(out / VALIDATION)  # of a model that was here before
     return finish(out, dataset, held if scored else (), choice.text, settings.start_from, device, scoring)
+
+
+def is_trained(folder: Path) -> bool:
+    """Whether a model's folder holds the model and no state of a training that goes on."""
+    return (folder / SPEC_FILE).is_file() and not (folder / CHECKPOINT).is_file()
 
 
 def remove_scores(folder: Path) -> None:
@@ -463,7 +388,7 @@ def finish(
         }
         summary = scores.write(folder / VALIDATION, dataset, f"{folder.name}: held-out cases", about)
         spec = replace(spec, scores={"split": [case.name for case in held], "looks": len(LOOKS), "summary": summary})
-    elif start_from:
+    elif start_from and (spec.training.get("started_from") or {}).get("scores"):
         copy_pictures(find_model(start_from), folder)
     save_model(folder, spec, tensors, model_card(spec))
     if (folder / CURVES).is_file():  # a model that was copied without its curves can get a refiner, too

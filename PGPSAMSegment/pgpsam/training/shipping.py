@@ -23,7 +23,7 @@ from pgpsam.models.store import ModelSpec, find_model, load_model, load_spec, sa
 from pgpsam.segmenter import Step
 from pgpsam.training.card import copy_pictures, model_card
 from pgpsam.training.data import Case, read_dataset
-from pgpsam.training.finetune import trained_cases, trained_commands
+from pgpsam.training.origins import trained_cases, trained_commands
 from pgpsam.training.run import finish
 
 

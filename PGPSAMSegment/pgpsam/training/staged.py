@@ -18,12 +18,13 @@ from typing import Any
 
 from pgpsam.errors import UserError
 from pgpsam.models.store import load_spec
+from pgpsam.training.choice import SliceChoice, choose_slices
 from pgpsam.training.crossfit import FOLDS, add_refiner
 from pgpsam.training.data import Dataset
 from pgpsam.training.finetune import CHECKPOINT, Progress, TrainingSettings
 from pgpsam.training.recipes import coarse_stage
 from pgpsam.training.refining import RefinerSettings
-from pgpsam.training.run import SliceChoice, check_same_run, train_on_dataset
+from pgpsam.training.run import check_same_run, is_trained, split_cases, train_on_dataset
 
 STAGES = "stages"  # the folder, in the model's own, of the first two; it goes when the model is finished
 ITERATIONS = 1300
@@ -93,7 +94,8 @@ def train_in_stages(
             `resume` none do; or a finished stage had other settings or slices.
     """
     out = Path(out)
-    if choice.fully_annotated:
+    thinned = choice.listed or choice.fraction or choice.shots or choice.per_organ
+    if choice.fully_annotated and not thinned:
         raise UserError("a staged run learns from slices without annotation, and here all are annotated")
     runs, begun = stages(settings, out), (out / STAGES).exists()
     if begun and not resume:
@@ -104,14 +106,15 @@ def train_in_stages(
     def named(stage: str) -> Callable[[Progress], None] | None:
         return partial(progress, stage) if progress else None
 
+    chosen = choose_slices(dataset, split_cases(dataset, more.get("hold_out"))[0], choice, settings.seed)
     *first, last = runs.items()
     for name, own in first:
         folder = out / STAGES / name
-        if (folder / "model.json").is_file():
-            check_same_run(own, folder, choice)
+        if is_trained(folder):
+            check_same_run(own, folder, choice, chosen)
             continue
         going_on = (folder / CHECKPOINT).is_file()
-        stage = {**more, "name": name, "description": "", "scored": False, "progress": named(name)}
+        stage = {**more, "name": name, "description": "", "scored": False, "progress": named(name), "chosen": chosen}
         train_on_dataset(dataset, folder, own, choice, resume=going_on, **stage)
     fine = out / STAGES / "fine"
     patients = load_spec(fine).training["cases"]
@@ -127,8 +130,8 @@ def train_in_stages(
             **{key: more[key] for key in ("device", "labelling", "cancelled") if key in more},
         )
     name, own = last
-    going_on = (out / CHECKPOINT).is_file() and resume
-    final = {**more, "command": command, "progress": named(name)}
+    going_on = resume and ((out / CHECKPOINT).is_file() or is_trained(out))
+    final = {**more, "command": command, "progress": named(name), "chosen": chosen}
     summary = train_on_dataset(dataset, out, own, choice, resume=going_on, teachers=[own.start_from], **final)
     shutil.rmtree(out / STAGES)
     return summary

@@ -77,9 +77,8 @@ class WindowAttention(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.q, self.k, self.v = nn.Linear(dim, dim), nn.Linear(dim, dim), nn.Linear(dim, dim)
         self.proj = nn.Linear(dim, dim)
-        index = offset_index(window)
-        self.attention_biases = nn.Parameter(torch.zeros(heads, int(index.max()) + 1))
-        self.register_buffer("index", index, persistent=False)
+        self.attention_biases = nn.Parameter(torch.zeros(heads, window**2))  # as many |offsets| as tokens
+        self.register_buffer("index", offset_index(window), persistent=False)
         self.index: Tensor
 
     def forward(self, x: Tensor) -> Tensor:

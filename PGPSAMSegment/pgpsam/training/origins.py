@@ -1,0 +1,25 @@
+"""What a model was made from: the cases that it has learned from and the commands that made it, from the first on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pgpsam.models.store import ModelSpec
+
+
+def trained_cases(spec: ModelSpec) -> list[str]:
+    """Every case that a model has learned from: in this run, or through the models that it was made from."""
+    return sorted({case for origin in (spec.training, *_origins(spec)) for case in origin.get("cases", ())})
+
+
+def trained_commands(spec: ModelSpec) -> list[str]:
+    """The commands that made a model, from the first on: those of the models that it was made from, its own."""
+    earlier = [command for origin in _origins(spec) for command in origin.get("commands", [])]
+    own = (spec.training.get("command"), spec.refiner.get("command"), spec.training.get("ship_command"))
+    return list(dict.fromkeys([*earlier, *filter(None, own)]))
+
+
+def _origins(spec: ModelSpec) -> list[Mapping[str, Any]]:
+    """What model.json says of the models that a model started from, was taught by and is the mean with."""
+    return [spec.training.get(key) or {} for key in ("started_from", "taught_by", "averaged_with")]
