@@ -198,10 +198,18 @@ def _write(case: Case, folder: Path, ids: dict[str, int]) -> dict[str, Any]:
     node = case.segmentation
     slices, axis = _check(node, case.volume, case.corrected, node.GetAttribute(TRAIN_VOXELS))
     labels = {segment_id: ids[name] for name, segment_id in _segments(node, case.corrected).items()}
+    segmentation = node.GetSegmentation()
+    labels = dict(sorted(labels.items(), key=lambda each: _precedence(segmentation, each[0])))
     written = corrections.training_case(node, case.volume, labels, slices, axis, folder)
     if not case.corrected or not firstresult.organs(node):  # the user drew all that there is
         del written["slices"]  # the engine then takes those that show an organ
     return written
+
+
+def _precedence(segmentation: Any, segment_id: str) -> tuple[bool, bool]:
+    """Where segments overlap, what is drawn counts above what the model gave, and that above what nobody touched."""
+    ours = bool(segments.tag(segmentation.GetSegment(segment_id), segments.ORGAN_TAG))
+    return not ours, segments.is_accepted(segmentation, segment_id)
 
 
 def _check(segmentationNode: Any, volumeNode: Any, corrected: bool, voxels: str | None = None) -> tuple[list[int], int]:

@@ -213,6 +213,23 @@ def test_an_edited_copy_of_another_name_does_not_stand_for_its_organ(host, tmp_p
     np.testing.assert_array_equal(masks["liver"], mask & ~lesion)
 
 
+def test_a_lesion_that_was_drawn_before_is_not_covered_by_the_organ_of_a_later_run(host, tmp_path: Path) -> None:
+    volume, labels = add_volume(host), labels_of()
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "mine")
+    node.SetReferenceImageGeometryParameterFromVolumeNode(volume)
+    node.GetSegmentation().AddEmptySegment("", "lesion")
+    lesion = np.zeros(SHAPE, bool)
+    lesion[4, 4, 4:6] = True
+    assert (labels[lesion] == LIVER["id"]).all()
+    paint(node, "lesion", volume, lesion)
+    scene.show_result(volume, write_result(tmp_path, labels), node)
+    mask = edited(node, volume)
+    training.add(node, volume, corrected=True)
+    masks, _ = learned(node, tmp_path)
+    np.testing.assert_array_equal(masks["lesion"], lesion)
+    np.testing.assert_array_equal(masks["liver"], mask & ~lesion)
+
+
 def test_a_renamed_result_is_learned_under_its_new_name_and_without_the_old_ones_codes(host, tmp_path: Path) -> None:
     volume, labels = add_volume(host), labels_of()
     node = scene.show_result(
