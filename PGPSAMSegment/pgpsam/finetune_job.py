@@ -80,14 +80,14 @@ def training_settings(job: Job, organs: Sequence[str]) -> TrainingSettings:
     from pgpsam.network.methods import default_method
     from pgpsam.slices import Preparation
     from pgpsam.training.overrides import apply
-    from pgpsam.training.recipes import fitted, recipe
+    from pgpsam.training.recipes import fitted, going_on, recipe
 
     start = job.get("start_from", str, "")
     iterations = None if job.request.get("iterations") is None else job.need("iterations", int)
     if start:
         spec = load_spec(find_model(start))
         settings = replace(
-            recipe(job.get("method", str, spec.method), iterations),
+            going_on(recipe(job.get("method", str, spec.method), iterations), spec.labels.names, organs),
             backbone=spec.backbone,
             settings=spec.settings,
             preparation=Preparation.from_json(spec.preparation),

@@ -26,13 +26,13 @@ from pgpsam.segmenter import Segmenter
 from pgpsam.slices import Preparation, frame_volume, scale_labels
 from pgpsam.training.augment import Augmentation, Augmenter, ContrastAgent, CropFieldOfView, Distract
 from pgpsam.training.batches import Order
-from pgpsam.training.card import copy_pictures
+from pgpsam.training.card import copy_pictures, model_card
 from pgpsam.training.choice import SliceChoice
 from pgpsam.training.commands import finetune_main, settings_of
 from pgpsam.training.data import IGNORED, annotated_slices, load_case, read_dataset, read_slice_list
 from pgpsam.training.finetune import Curves, TrainingSettings, finetune, learning_rate, make_optimizer
 from pgpsam.training.losses import class_weights, distillation_loss, segmentation_loss, total_loss
-from pgpsam.training.recipes import recipe, usual_iterations
+from pgpsam.training.recipes import going_on, recipe, usual_iterations
 from pgpsam.training.run import evaluate, split_cases, train_on_dataset
 from pgpsam.training.selftraining import CONFIDENT_NOTHING, CONFIDENT_ORGAN, Teacher, guessed_samples, load_teacher
 from pgpsam.volume import Volume
@@ -452,6 +452,13 @@ def test_resume_without_a_stopped_run(phantoms, quick_settings, tmp_path):
         finetune(samples, dataset.labels, quick_settings, tmp_path, name="x", device="cpu", resume=True)
 
 
+def test_new_organs_are_learned_at_full_rates():
+    usual = recipe("pgsam")
+    assert going_on(usual, ("liver", "spleen"), ("liver", "lesion")) == usual
+    assert going_on(usual, ("liver", "spleen"), ("liver",)) == going_on(usual, ("liver", "spleen"), ("spleen", "liver"))
+    assert going_on(usual, ("liver", "spleen"), ("liver",)).start_share == 0.5
+
+
 def test_from_a_data_set_to_a_scored_model(phantoms, quick_settings, tmp_path):
     settings = replace(quick_settings, iterations=2)
     summary = train_on_dataset(read_dataset(phantoms), tmp_path / "m", settings, SliceChoice(), device="cpu")
@@ -508,6 +515,8 @@ def test_starting_from_a_trained_model(phantoms, quick_model, quick_settings, tm
     moved = replace(settings, iterations=2, lr=1e-2, average=0.0)
     for name, share in (("all", 0.0), ("half", 0.5)):
         finetune(samples, dataset.labels, replace(moved, start_share=share), tmp_path / name, name=name, device="cpu")
+    assert load_spec(tmp_path / "half").training["started_from"]["share"] == 0.5
+    assert "trained on 2 patients; its weights are 50% of these." in model_card(load_spec(tmp_path / "half"))
     trained, mean = (load_file(tmp_path / name / "adapter.safetensors") for name in ("all", "half"))
     assert not all(torch.equal(first[name], trained[name]) for name in first)
     for name in first:
@@ -798,6 +807,8 @@ def test_what_the_command_line_trains_where_nothing_is_said(phantoms, quick_mode
     assert settings() == recipe("pgsam")
     onwards = settings("--start-from", str(quick_model))
     assert (onwards.method, onwards.settings["alpha"]) == ("pgp", 2)
+    assert (onwards.lr, onwards.start_share) == (recipe("pgp").lr / 4, 0.5), "few slices make a model forget"
+    assert settings("--start-from", str(quick_model), "--set", "lr=0.1", "start_share=0").lr == 0.1
     assert settings("--start-from", str(quick_model), "--method", "pgsam").settings == {}
     assert settings("--start-from", str(quick_model), "--set", "window=[0,200]").preparation.window == (0.0, 200.0)
     assert settings("--iterations", "7", "--set", "iterations=9").iterations == 7

@@ -45,7 +45,8 @@ def model_card(spec: ModelSpec) -> str:
         f"{counts} of {len(training.get('cases', []))} patients.",
     ]
     if started:
-        lines += ["", f"Started from `{started['name']}`, trained on {len(started['cases'])} patients."]
+        share = f"; its weights are {started['share']:.0%} of these" if started.get("share") else ""
+        lines += ["", f"Started from `{started['name']}`, trained on {len(started['cases'])} patients{share}."]
     if taught := training.get("taught_by"):
         guessed = training.get("guessed_slices", 0)
         lines += ["", f"Taught by `{taught['name']}` on {guessed} slices without annotation, where that was confident."]

@@ -31,7 +31,7 @@ from pgpsam.training.crossfit import FOLDS, fold_settings, refine
 from pgpsam.training.data import Dataset, read_dataset
 from pgpsam.training.finetune import CHECKPOINT, Progress, TrainingSettings
 from pgpsam.training.overrides import apply, checked, parse_settings
-from pgpsam.training.recipes import fitted, recipe, usual_iterations
+from pgpsam.training.recipes import fitted, going_on, recipe, usual_iterations
 from pgpsam.training.refining import RefinerSettings
 from pgpsam.training.run import evaluate, train_on_dataset
 from pgpsam.training.shipping import ship
@@ -234,6 +234,7 @@ def settings_of(options: argparse.Namespace, dataset: Dataset) -> TrainingSettin
         theirs = Preparation.from_json(start.preparation)
         seen = replace(settings.preparation, window=theirs.window, offsets_mm=theirs.offsets_mm)
         settings = replace(settings, settings=start.settings, preparation=seen)
+        settings = going_on(settings, start.labels.names, dataset.labels.names)
     settings = replace(apply(settings, values), seed=options.seed, start_from=options.start_from or "")
     return fitted(replace(settings, backbone=options.backbone) if options.backbone else settings)
 

@@ -306,8 +306,9 @@ def finetune(
         if stop:
             raise Cancelled(f"stopped at iteration {iteration + 1}; --resume continues")
     tensors = average.tensors if settings.average else trained_tensors(network)
-    if begun:
+    if begun and settings.start_share:
         tensors = {name: value.lerp(begun[name], settings.start_share) for name, value in tensors.items()}
+        start.told["share"] = settings.start_share
     spec = ModelSpec(
         schema_version=SCHEMA_VERSION,
         name=name,

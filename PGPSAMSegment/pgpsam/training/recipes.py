@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from math import lcm
 
@@ -37,6 +38,27 @@ def recipe(method: str, iterations: int | None = None) -> TrainingSettings:
         empty_share=0.3,
         average=0.998,
         augmentation=Augmentation(coarse=0.25, cropped=0.15),
+    )
+
+
+def going_on(settings: TrainingSettings, known: Collection[str], organs: Collection[str]) -> TrainingSettings:
+    """The same for a run that starts from a trained model.
+
+    Where the model knows all organs, a few slices shall not make it forget what it has learned from many: a quarter of
+    the rates, the loss of a long run, and the mean with the weights that it started from. New organs need full rates.
+
+    Args:
+        known: names of the organs of the model to start from. organs: of the run.
+    """
+    if not set(organs) <= set(known):
+        return settings
+    return replace(
+        settings,
+        lr=settings.lr / 4,
+        published_lr=settings.published_lr / 4,
+        balance=(0.1, 0.1),
+        dice_weight=(0.5, 0.5),
+        start_share=0.5,
     )
 
 
