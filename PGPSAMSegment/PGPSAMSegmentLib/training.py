@@ -148,10 +148,17 @@ def plan(chosen: Sequence[Case], model: dict[str, Any]) -> Plan:
     organs = _common_organs(chosen)
     known = {organ["name"]: int(organ["id"]) for organ in model["organs"]}
     drawn = dict.fromkeys(name for case in chosen for name in _segments(case.segmentation, case.corrected))
-    new = [name for name in drawn if name not in known]
+    unlike = [name for name in drawn if name not in known]
     free = (number for number in itertools.count(1) if number not in known.values())
     ids = {name: number for name, number in known.items() if name in organs}
-    return Plan(ids | dict(zip(new, free, strict=False)), new, [name for name in known if name not in organs])
+    theirs, ours = {*map(_spelt_plainly, known)}, {*map(_spelt_plainly, organs)}
+    new = [name for name in unlike if _spelt_plainly(name) not in theirs]  # the engine knows "Liver" for "liver"
+    lost = [name for name in known if _spelt_plainly(name) not in ours]
+    return Plan(ids | dict(zip(unlike, free, strict=False)), new, lost)
+
+
+def _spelt_plainly(name: str) -> str:
+    return " ".join(name.replace("_", " ").casefold().split())
 
 
 def request(chosen: Sequence[Case], folder: Path, model: dict[str, Any]) -> dict[str, Any]:

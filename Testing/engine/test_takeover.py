@@ -114,3 +114,13 @@ def test_a_training_on_other_organs_names_its_start_but_has_not_its_scores(
     assert torch.equal(first[tokens][:2], second[tokens][:2])
     assert not torch.equal(first[tokens][2], second[tokens][2])
     assert not torch.equal(first["prototypes.intra"], second["prototypes.intra"]), "they start at the slices"
+
+
+def test_an_organ_goes_by_its_name_in_any_known_spelling(phantoms, quick_model, quick_settings, tmp_path):
+    dataset = read_dataset(phantoms)
+    settings = replace(quick_settings, iterations=1, lr=0.0, published_lr=0.0, start_from=str(quick_model))
+    samples = choose_samples(dataset, dataset.cases[:1], SliceChoice(), settings)
+    spelled = LabelSet(tuple(replace(label, name=label.name.upper()) for label in dataset.labels))
+    finetune(samples, spelled, settings, tmp_path / "m", name="m", device="cpu")
+    (_, first), (_, second) = load_model(quick_model), load_model(tmp_path / "m")
+    assert all(torch.equal(first[name], second[name]) for name in first)

@@ -377,6 +377,13 @@ def test_other_organs_go_on_from_the_model_as_well(host, make_logic, models):
     assert told["cases"][0][1] == [0, 2, 3, 6]
 
 
+def test_an_organ_that_is_spelled_otherwise_is_not_called_new(host, make_logic, models):
+    logic, volume = make_logic(), add_volume(host)
+    greeted(logic)
+    training.add(drawn(host, volume, "Liver", "SPLEEN"), volume)
+    assert training.plan(training.cases(), logic.models[0]) == training.Plan({"Liver": 2, "SPLEEN": 3}, [], [])
+
+
 def test_a_training_before_the_engine_has_told_its_models_says_so(host, make_logic, models):
     logic, volume = make_logic(), add_volume(host)
     training.add(drawn(host, volume, "liver"), volume)

@@ -8,6 +8,7 @@ from math import lcm
 
 import torch
 
+from pgpsam.labels import canonical_name
 from pgpsam.models.weights import FROM_SCRATCH
 from pgpsam.network.backbones import canvas_multiple
 from pgpsam.training.augment import Augmentation
@@ -50,7 +51,7 @@ def going_on(settings: TrainingSettings, known: Collection[str], organs: Collect
     Args:
         known: names of the organs of the model to start from. organs: of the run.
     """
-    if not set(organs) <= set(known):
+    if not {*map(canonical_name, organs)} <= {*map(canonical_name, known)}:
         return settings
     return replace(
         settings,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pgpsam.errors import UserError
-from pgpsam.labels import LabelSet
+from pgpsam.labels import LabelSet, canonical_name
 from pgpsam.models.store import find_model, load_model
 from pgpsam.network.lora import put_tensors, trained_tensors
 from pgpsam.network.methods import SegmentationNetwork, build_network, make_settings
@@ -62,8 +62,9 @@ def take_over(network: SegmentationNetwork, settings: TrainingSettings, label_se
             raise UserError(f"cannot start from {settings.start_from}: its {what} is {theirs}, not {own}")
     tensors, refining = split_tensors(tensors)
     told = {"name": spec.name, "cases": trained_cases(spec), "commands": trained_commands(spec)}
-    if spec.labels.names != label_set.names:
-        return Start(told, whole=put_shared(network, tensors, spec.labels.names, label_set.names, settings))
+    before, now = ([canonical_name(name) for name in labels.names] for labels in (spec.labels, label_set))
+    if before != now:
+        return Start(told, whole=put_shared(network, tensors, before, now, settings))
     put_tensors(network, tensors, spec.name)
     earlier = spec.training.get("started_from") or {}
     scores = {"scores": spec.scores, "scored": spec.name} if spec.scores else {}
