@@ -378,9 +378,8 @@ def test_suggested_slices_lie_along_the_axial_axis_and_in_the_body(worker, segme
     assert max(abs(a - b) for a, b in pairwise(answer["slices"])) >= 2, "far apart, not neighbours"
 
 
-def test_finetune_from_cases_gives_a_model_that_segments(worker, tmp_path):
-    """A short run on two phantoms: one with listed slices, one with slices marked as not annotated."""
-    names = organs_json(ABDOMEN.select(["spleen", "liver"]))
+def phantom_cases(tmp_path):
+    """Two phantoms as a request brings them; of the second one the upper slices are marked as not annotated."""
     cases = []
     for seed in range(2):
         volume, ids = make_phantom(seed)
@@ -391,6 +390,31 @@ def test_finetune_from_cases_gives_a_model_that_segments(worker, tmp_path):
         fields = put(tmp_path, volume.restore(volume.array), volume.grid.affine, f"v{seed}.npy")
         del fields["device"]
         cases.append({"name": f"case_{seed}", "labels": str(tmp_path / f"l{seed}.npy"), **fields})
+    return cases
+
+
+def test_finetune_goes_on_from_a_shipped_model_with_an_organ_that_it_does_not_know(worker, tmp_path):
+    spleen, liver = organs_json(ABDOMEN.select(["spleen", "liver"]))
+    labels = [liver, {**spleen, "name": "lesion", "snomed": None}]
+    request = {"cases": phantom_cases(tmp_path), "labels": labels, "start_from": "abdomen-ct", "method": "pgsam"}
+    settings = {"batch": 2, "warmup": 1, "canvas": [56, 112]}
+    out = tmp_path / "mine"
+    answer = worker.ask("finetune", **request, out=str(out), settings=settings, iterations=1, device="cpu")[-1]
+    assert answer["event"] == "done", answer
+    spec = json.loads((out / "model.json").read_text())
+    assert [label["name"] for label in spec["labels"]] == ["liver", "lesion"]
+    assert spec["training"]["started_from"]["name"] == "abdomen-ct"
+    assert "scores" not in spec["training"]["started_from"]
+    assert answer["score"] == ""
+    fields = {name: request["cases"][0][name] for name in ("volume", "affine")}
+    done = worker.ask("segment", **fields, model=str(out), device="cpu", out=str(tmp_path / "out"))[-1]
+    assert done["event"] == "done", done
+
+
+def test_finetune_from_cases_gives_a_model_that_segments(worker, tmp_path):
+    """A short run on two phantoms: one with listed slices, one with slices marked as not annotated."""
+    names = organs_json(ABDOMEN.select(["spleen", "liver"]))
+    cases = phantom_cases(tmp_path)
     cases[0]["slices"] = [0, 2, 3]
     settings = {"batch": 2, "warmup": 1, "canvas": [56, 112]}
     out = tmp_path / "mine"
