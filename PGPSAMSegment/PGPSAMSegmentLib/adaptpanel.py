@@ -7,7 +7,7 @@ from typing import Any
 import slicer
 from slicer.i18n import tr as _
 
-from . import suggestions, training
+from . import segments, suggestions, training
 from .engine import Event
 from .panel import JobPanel, JobView, progress, read, sentence, slot
 
@@ -21,7 +21,7 @@ class AdaptPanel(JobPanel):
         self.view = JobView(ui.adaptButton, ui.adaptBar, ui.adaptStatus)
         self.suggesting = JobView(ui.suggestButton, ui.suggestBar, ui.suggestStatus)
         self._listed: list[training.Case] = []
-        self._planned: tuple[list[training.Case], str] | None = None  # the cases and the model that the line is about
+        self._planned: Any = None  # what the line is about, see `_about`
         self._suggested: list[suggestions.Place] = []
         self._filling = False
         self._purpose = read(ui.adaptButton, "toolTip")
@@ -88,9 +88,14 @@ class AdaptPanel(JobPanel):
             text += ". " + _("The new model will find only: {organs}").format(organs=", ".join(plan.ids))
         return f"{text}."
 
+    def _about(self) -> Any:
+        every = [case.segmentation.GetSegmentation() for case in self._listed]
+        names = [[each.GetSegment(segment_id).GetName() for segment_id in segments.ids(each)] for each in every]
+        return self._listed, names, self.parameters.model
+
     def _tell_plan(self) -> None:
-        """Says below the button what would be trained, whenever the cases or the model have changed."""
-        about = (self._listed, self.parameters.model)
+        """Says below the button what would be trained, whenever the cases, their organs or the model have changed."""
+        about = self._about()
         if self.view.running or about == self._planned or self.host.choices.model is None:
             return
         self._planned = about
@@ -222,4 +227,4 @@ class AdaptPanel(JobPanel):
 
     def _end(self, text: str, error: bool = False) -> None:
         self.view.end(text, error)
-        self._planned = (self._listed, self.parameters.model)  # so that this line stays
+        self._planned = self._about()  # so that this line stays

@@ -98,7 +98,7 @@ def corrected_slices(segmentationNode: Any) -> tuple[list[int], int]:
         SceneError: as `changes`.
     """
     first, segmentation = _first(segmentationNode), segmentationNode.GetSegmentation()
-    chosen = segments.by_organ(segmentation, segments.ids(segmentation))
+    chosen = segments.by_organ(segmentation, segments.ids(segmentation), asked(segmentationNode))
     axis = next((int(entry["axis"]) for entry in first.entries.values()), 0)
     others = tuple(other for other in range(3) if other != axis)
     touched = np.zeros(first.shape[axis], bool)
@@ -180,7 +180,8 @@ def _compared(segmentationNode: Any, first: First) -> list[_Compared]:
     latest = {entry["organ"]: key for key, entry in first.entries.items()}
     wanted, found = asked(segmentationNode), []
     for segment_id in segments.ids(segmentation):
-        segment, organ = segmentation.GetSegment(segment_id), segments.organ_of(segmentation, segment_id)
+        segment = segmentation.GetSegment(segment_id)
+        organ = segments.spelled(segments.organ_of(segmentation, segment_id), wanted)
         key = firstresult.key(segmentation, segment_id)
         own = key in first.entries and first.entries[key]["organ"] == organ
         given = key if own else latest.get(organ, "")

@@ -109,15 +109,25 @@ def organ_of(segmentation: Any, segment_id: str) -> str:
     return organ if organ and (numbered or not _is_renamed(segmentation, segment_id)) else name
 
 
-def by_organ(segmentation: Any, among: Iterable[str]) -> dict[str, str]:
+def spelled(name: str, known: Iterable[str]) -> str:
+    """An organ's name as `known` spells it, in which case, spaces and underscores may differ; else as it is."""
+    return next((each for each in known if spelled_plainly(each) == spelled_plainly(name)), name)
+
+
+def spelled_plainly(name: str) -> str:
+    """The same for all spellings that the engine takes for one organ's name."""
+    return " ".join(name.replace("_", " ").casefold().split())
+
+
+def by_organ(segmentation: Any, among: Iterable[str], known: Iterable[str] = ()) -> dict[str, str]:
     """Organ -> the ID of its segment; of several, of the one that the user worked on most, else of the last.
 
     Args:
-        among: IDs of the segments that count.
+        among: IDs of the segments that count. known: organs whose spelling counts.
     """
     found: dict[str, str] = {}
     for segment_id in among:
-        organ = organ_of(segmentation, segment_id)
+        organ = spelled(organ_of(segmentation, segment_id), [*known, *found])
         before = worked_on(segmentation, found[organ]) if organ in found else 0
         if not before or worked_on(segmentation, segment_id) > before:
             found[organ] = segment_id

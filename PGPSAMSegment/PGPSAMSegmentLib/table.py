@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -85,10 +86,13 @@ def measure(segmentationNode: Any) -> None:
         return segments.tag(segmentation.GetSegment(organ.segment_id), segments.ORGAN_TAG) == organ.organ
 
     every = [segments.describe(segmentation, segment_id) for segment_id in segments.ids(segmentation)]
+    every = [replace(organ, organ=segments.spelled(organ.organ, [*lines, *known])) for organ in every]
     asked = [organ for organ in every if found(organ) or organ.organ in lines or organ.organ in known]
     there = {organ.organ: organ for organ in sorted(asked, key=rank)}
     # Rows of organs that were not found stay, and those that only the table still knows (version 0.1.0).
     now = {name: line for name, line in lines.items() if name in there or not line[0] > 0 or name not in known}
+    drawn = [name for name, line in now.items() if name not in there and line[0] > 0 and math.isnan(line[2])]
+    now |= dict.fromkeys(drawn, (0.0, math.nan, math.nan, ""))  # and are removed: not found again
     volume = _shown(segmentationNode)
     for name, organ in there.items():
         line = now.get(name)

@@ -147,18 +147,14 @@ def plan(chosen: Sequence[Case], model: dict[str, Any]) -> Plan:
         raise SceneError("there is nothing to learn from", "Add a volume and its segmentation, or corrected slices")
     organs = _common_organs(chosen)
     known = {organ["name"]: int(organ["id"]) for organ in model["organs"]}
-    drawn = dict.fromkeys(name for case in chosen for name in _segments(case.segmentation, case.corrected))
-    unlike = [name for name in drawn if name not in known]
+    names = {segments.spelled(name, known) for name in organs}
+    new: list[str] = []
+    for name in (name for case in chosen for name in _segments(case.segmentation, case.corrected)):
+        if segments.spelled(name, [*known, *new]) not in (*known, *new):
+            new.append(name)
     free = (number for number in itertools.count(1) if number not in known.values())
-    ids = {name: number for name, number in known.items() if name in organs}
-    theirs, ours = {*map(_spelt_plainly, known)}, {*map(_spelt_plainly, organs)}
-    new = [name for name in unlike if _spelt_plainly(name) not in theirs]  # the engine knows "Liver" for "liver"
-    lost = [name for name in known if _spelt_plainly(name) not in ours]
-    return Plan(ids | dict(zip(unlike, free, strict=False)), new, lost)
-
-
-def _spelt_plainly(name: str) -> str:
-    return " ".join(name.replace("_", " ").casefold().split())
+    ids = {name: number for name, number in known.items() if name in names}
+    return Plan(ids | dict(zip(new, free, strict=False)), new, [name for name in known if name not in names])
 
 
 def request(chosen: Sequence[Case], folder: Path, model: dict[str, Any]) -> dict[str, Any]:
@@ -182,17 +178,18 @@ def request(chosen: Sequence[Case], folder: Path, model: dict[str, Any]) -> dict
     except SceneError:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    labels = {organ["name"]: organ for case in written for organ in case.pop("organs")}
-    labels |= {organ["name"]: organ for organ in model["organs"]}
+    labels = {organ["id"]: organ for case in written for organ in case.pop("organs")}
+    labels |= {organ["id"]: organ for organ in model["organs"]}
     start = {"start_from": model["name"], "method": model["method"]}
-    return {"cases": written, "labels": [labels[name] for name in ids], **start}
+    return {"cases": written, "labels": [{**labels[number], "name": name} for name, number in ids.items()], **start}
 
 
 def _common_organs(chosen: Sequence[Case]) -> set[str]:
     """The organs of every case: one that a case lacks would be learnt as being absent there."""
     organs = set().union(*(case.organs for case in chosen))
     for case in chosen:
-        lacking = sorted(organs - case.organs)
+        own = case.organs
+        lacking = sorted(name for name in organs if segments.spelled(name, own) not in own)
         if lacking:
             raise SceneError(
                 f"'{case.segmentation.GetName()}' has no segment '{lacking[0]}', and another case has",
@@ -204,7 +201,8 @@ def _common_organs(chosen: Sequence[Case]) -> set[str]:
 def _write(case: Case, folder: Path, ids: dict[str, int]) -> dict[str, Any]:
     node = case.segmentation
     slices, axis = _check(node, case.volume, case.corrected, node.GetAttribute(TRAIN_VOXELS))
-    labels = {segment_id: ids[name] for name, segment_id in _segments(node, case.corrected).items()}
+    drawn = _segments(node, case.corrected)
+    labels = {segment_id: ids[segments.spelled(name, ids)] for name, segment_id in drawn.items()}
     segmentation = node.GetSegmentation()
     labels = dict(sorted(labels.items(), key=lambda each: _precedence(segmentation, each[0])))
     written = corrections.training_case(node, case.volume, labels, slices, axis, folder)
@@ -272,7 +270,7 @@ def _segments(segmentationNode: Any, corrected: bool) -> dict[str, str]:
 
     def is_keepsake(segment_id: str) -> bool:
         first = segments.tag(segmentation.GetSegment(segment_id), segments.ORGAN_TAG)
-        strange = segments.organ_of(segmentation, segment_id) not in known
+        strange = segments.spelled(segments.organ_of(segmentation, segment_id), known) not in known
         return strange and first in there and segments.as_written(segmentation, segment_id)
 
-    return segments.by_organ(segmentation, [each for each in every if not is_keepsake(each)])
+    return segments.by_organ(segmentation, [each for each in every if not is_keepsake(each)], known)

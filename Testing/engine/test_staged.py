@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from pgpsam.errors import Cancelled, UserError
+from pgpsam.models.store import load_spec
 from pgpsam.training.choice import SliceChoice
 from pgpsam.training.commands import finetune_main
 from pgpsam.training.data import load_case, read_dataset
@@ -102,6 +103,25 @@ def test_a_stopped_run_does_not_go_on_with_corrected_labels(
     with pytest.raises(UserError, match="coarse was trained with other settings, slices or labels than now"):
         train(resume=True)
     assert set(seen) == before
+
+
+def test_a_stopped_run_that_was_to_replace_another_model_goes_on(
+    phantoms: Path, quick_model: Path, quick_settings: TrainingSettings, tmp_path: Path
+) -> None:
+    out, seen = shutil.copytree(quick_model, tmp_path / "m"), list[str]()
+
+    def train(**more: object) -> None:
+        given: dict = {"device": "cpu", "refining": REFINING, "scored": False, "progress": note, **more}
+        train_in_stages(read_dataset(phantoms), out, replace(quick_settings, iterations=8), SLICES, **given)
+
+    def note(stage: str, _: Progress) -> None:
+        seen.append(stage)
+
+    with pytest.raises(Cancelled):
+        train(cancelled=lambda: bool(seen))
+    train(resume=True)
+    assert seen[-1] == "taught"
+    assert load_spec(out).training["taught_by"]["name"] == "fine"
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,17 @@ def test_rows_of_prompts_without_a_background(published):
     assert torch.equal(now["prompts"][0], fresh["prompts"][0])
 
 
+def test_the_share_of_an_earlier_start_is_not_told_of_a_later_one(phantoms, quick_model, quick_settings, tmp_path):
+    given = shutil.copytree(quick_model, tmp_path / "given")
+    dataset = read_dataset(phantoms)
+    for share, out in ((0.5, "first"), (0.0, "second")):
+        settings = replace(quick_settings, iterations=1, start_share=share, start_from=str(given))
+        samples = choose_samples(dataset, dataset.cases[:1], SliceChoice(), settings)
+        given = finetune(samples, dataset.labels, settings, tmp_path / out, name=out, device="cpu")
+    assert load_spec(tmp_path / "first").training["started_from"]["share"] == 0.5
+    assert "share" not in load_spec(given).training["started_from"]
+
+
 def test_a_training_on_other_organs_names_its_start_but_has_not_its_scores(
     phantoms, quick_model, quick_settings, tmp_path
 ):

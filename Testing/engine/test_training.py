@@ -30,7 +30,7 @@ from pgpsam.training.card import copy_pictures, model_card
 from pgpsam.training.choice import SliceChoice
 from pgpsam.training.commands import finetune_main, settings_of
 from pgpsam.training.data import IGNORED, annotated_slices, load_case, read_dataset, read_slice_list
-from pgpsam.training.finetune import Curves, TrainingSettings, finetune, learning_rate, make_optimizer
+from pgpsam.training.finetune import Curves, TrainingSettings, finetune, learning_rate, make_optimizer, run_key
 from pgpsam.training.losses import class_weights, distillation_loss, segmentation_loss, total_loss
 from pgpsam.training.recipes import going_on, recipe, usual_iterations
 from pgpsam.training.run import evaluate, split_cases, train_on_dataset
@@ -417,8 +417,14 @@ def test_a_run_that_is_stopped_while_it_is_scored_goes_on_there(phantoms, quick_
     with pytest.raises(Cancelled):
         run(scoring=stop)
     assert not load_spec(tmp_path / "m").scores
-    with pytest.raises(UserError, match="m was trained with other settings, slices or labels than now"):
+    with pytest.raises(UserError, match="m was trained with other settings, slices or labels than now") as caught:
         train_on_dataset(dataset, tmp_path / "m", settings, SliceChoice(shots=2), device="cpu", resume=True)
+    assert caught.value.hint == "Give the same ones, or train anew with --overwrite instead of --resume."
+    told = tmp_path / "m" / "model.json"
+    spec = json.loads(told.read_text(encoding="utf-8"))
+    for word in ("start_share", "labels_crc32"):  # as an earlier version wrote it
+        del spec["training"][word]
+    told.write_text(json.dumps(spec), encoding="utf-8")
     trained = (tmp_path / "m" / "adapter.safetensors").read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr("pgpsam.training.run.finetune", None)
@@ -831,3 +837,11 @@ def test_a_model_goes_on_with_the_window_and_the_channels_that_it_knows(phantoms
     assert finetune_main(words) == 0
     made = Preparation.from_json(load_spec(tmp_path / "m").preparation)
     assert made == replace(first, spacing_mm=1.5)
+
+
+def test_the_state_that_an_earlier_version_left_is_known_again(phantoms, quick_settings):
+    """It says nothing of the share of the start's weights, of which there was none."""
+    dataset = read_dataset(phantoms)
+    samples = choose_samples(dataset, dataset.cases[:1], SliceChoice(), quick_settings)
+    assert "start_share" not in run_key(quick_settings, samples)
+    assert "start_share=0.5" in run_key(replace(quick_settings, start_share=0.5), samples)

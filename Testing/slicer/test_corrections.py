@@ -266,6 +266,25 @@ def test_an_organ_that_the_model_missed_counts_once_it_is_drawn(host, tmp_path: 
     np.testing.assert_array_equal(masks["right kidney"], kidney)
 
 
+def test_an_organ_that_is_drawn_under_another_spelling_is_the_models(host, tmp_path: Path) -> None:
+    """The engine refuses two organs whose names differ in case or underscores only."""
+    volume, labels = add_volume(host), labels_of()
+    kidney = labels == KIDNEY["id"]
+    result = write_result(tmp_path, np.where(kidney, 0, labels).astype(np.uint8))
+    nothing = {"volume_ml": 0.0, "mean_hu": None, "confidence": None, "slices_axis": 0, "slice_confidence": {}}
+    result["organs"].append({"id": KIDNEY["id"], "name": "right kidney", **nothing})
+    node = scene.show_result(volume, result)
+    paint(node, "Right_Kidney", volume, kidney)
+    table.measure(node)
+    assert table.rows(node).keys() == {"liver", "right kidney", "inferior vena cava"}
+    assert table.rows(node)["right kidney"][0] > 0
+    assert changed(node) == {"Right_Kidney": kidney.sum()}
+    training.add(node, volume, corrected=True)
+    masks, slices = learned(node, tmp_path)
+    assert (list(masks), slices) == ([organ["name"] for organ in LABEL_SET], [2, 3])
+    np.testing.assert_array_equal(masks["right kidney"], kidney)
+
+
 def test_what_only_the_model_says_is_no_case(host, tmp_path: Path) -> None:
     volume, labels = add_volume(host), labels_of()
     node = scene.show_result(volume, write_result(tmp_path, labels))
@@ -519,6 +538,21 @@ def test_the_table_follows_edits_and_removed_segments(host, tmp_path: Path) -> N
     assert intensity == pytest.approx(slicer.util.arrayFromVolume(volume)[cavity].mean(), abs=0.05)
     assert (math.isnan(confidence), slices) == (True, "4")
     assert rows["inferior vena cava"] == before["inferior vena cava"]
+
+
+def test_an_organ_that_was_drawn_and_removed_again_is_not_found_again(host, tmp_path: Path) -> None:
+    volume, labels = add_volume(host), labels_of()
+    result = write_result(tmp_path, np.where(labels == KIDNEY["id"], 0, labels).astype(np.uint8))
+    nothing = {"volume_ml": 0.0, "mean_hu": None, "confidence": None, "slices_axis": 0, "slice_confidence": {}}
+    result["organs"].append({"id": KIDNEY["id"], "name": "right kidney", **nothing})
+    node = scene.show_result(volume, result)
+    before = repr(table.rows(node))
+    paint(node, "right kidney", volume, labels == KIDNEY["id"])
+    table.measure(node)
+    assert repr(table.rows(node)) != before
+    node.GetSegmentation().RemoveSegment(node.GetSegmentation().GetSegmentIdBySegmentName("right kidney"))
+    table.measure(node)
+    assert repr(table.rows(node)) == before
 
 
 def test_the_table_follows_what_is_taken_back(host, tmp_path: Path) -> None:

@@ -381,7 +381,7 @@ def test_an_organ_that_is_spelled_otherwise_is_not_called_new(host, make_logic, 
     logic, volume = make_logic(), add_volume(host)
     greeted(logic)
     training.add(drawn(host, volume, "Liver", "SPLEEN"), volume)
-    assert training.plan(training.cases(), logic.models[0]) == training.Plan({"Liver": 2, "SPLEEN": 3}, [], [])
+    assert training.plan(training.cases(), logic.models[0]) == training.Plan({"spleen": 1, "liver": 6}, [], [])
 
 
 def test_a_training_before_the_engine_has_told_its_models_says_so(host, make_logic, models):

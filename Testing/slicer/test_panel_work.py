@@ -178,6 +178,15 @@ def test_organs_that_a_new_model_would_not_find_are_told(bench):
     assert bench.ui.adaptStatus.text() == line
 
 
+def test_the_line_about_a_training_follows_the_names_of_the_segments(bench):
+    segmentation = drawn_case(bench.volume, "Segment_1").GetSegmentation()
+    bench.widget.update()
+    assert "new to it: Segment_1" in bench.ui.adaptStatus.text()
+    segmentation.GetNthSegment(0).SetName("lesion")
+    bench.widget.update()
+    assert "new to it: lesion" in bench.ui.adaptStatus.text()
+
+
 def test_no_training_before_the_engine_has_told_its_models(make_bench, host):
     bench = make_bench()
     drawn_case(add_volume(host))

@@ -158,9 +158,9 @@ def add_refiner(
         folder = model / REFINING / f"fold{number}"
         learned_from = [one for one in chosen if one.case.name not in fold]
         if is_trained(folder):
-            check_same_run(settings, folder, choice, learned_from)
             unseen = [case for case in own if case.name in fold]  # with another number of folds, it may know them
             check_unseen(str(folder), unseen, f"Give the same folds, or delete {folder.parent}.")
+            check_same_run(settings, folder, choice, learned_from, f"delete {folder.parent}")
         else:
             name = f"without fold {number} of {folds}"
             train_on_dataset(

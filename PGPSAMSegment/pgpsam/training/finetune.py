@@ -395,7 +395,8 @@ def run_key(settings: TrainingSettings, samples: Sequence[Sample]) -> str:
     """
     start = fingerprint(find_model(settings.start_from)) if settings.start_from else ""
     slices = [(s.case, s.index, s.guessed, zlib.crc32(s.labels.numpy().tobytes())) for s in samples]
-    return repr((settings, start, slices))
+    usual = f", start_share={TrainingSettings.start_share})"  # states of earlier versions do not tell it
+    return repr((settings, start, slices)).replace(usual, ")", 1)
 
 
 def state_of(network: SegmentationNetwork, optimizer: torch.optim.Optimizer, average: Average) -> dict[str, Any]:

@@ -239,24 +239,38 @@ def check_unseen(model: str, cases: Sequence[Case], hint: str) -> None:
 
 
 def check_same_run(
-    settings: TrainingSettings, folder: Path, choice: SliceChoice, chosen: Sequence[ChosenSlices]
+    settings: TrainingSettings,
+    folder: Path,
+    choice: SliceChoice,
+    chosen: Sequence[ChosenSlices],
+    instead: str,
 ) -> None:
     """Refuse a finished part of another run.
+
+    Args:
+        instead: what the user can do if the run is meant to be another one.
 
     Raises:
         UserError: it had other settings, slices or labels.
     """
+    if not is_same_run(settings, folder, choice, chosen):
+        raise UserError(
+            f"{folder} was trained with other settings, slices or labels than now", f"Give the same ones, or {instead}."
+        )
+
+
+def is_same_run(settings: TrainingSettings, folder: Path, choice: SliceChoice, chosen: Sequence[ChosenSlices]) -> bool:
+    """Whether a finished model came of these settings, slices and labels, as far as its model.json says."""
     spec = load_spec(folder)
-    wanted = json.loads(json.dumps({**describe(settings), "choice": choice.text}))
-    known = {LABELS_CHECKSUM: checksum(chosen), **spec.training}  # older ones do not say it
-    same = all(known.get(key) == value for key, value in {**wanted, LABELS_CHECKSUM: checksum(chosen)}.items())
+    wanted, unsaid = (
+        json.loads(json.dumps({**describe(one), LABELS_CHECKSUM: checksum(chosen)}))
+        for one in (settings, TrainingSettings())  # what an older version does not say is what is usual
+    )
+    known = unsaid | spec.training
+    same = all(known[key] == value for key, value in wanted.items()) and known.get("choice") == choice.text
     method = (spec.method, spec.backbone, spec.settings)
     ours = (settings.method, settings.backbone, asdict(make_settings(settings.method, settings.settings)))
-    if not same or method != ours or Preparation.from_json(spec.preparation) != settings.preparation:
-        raise UserError(
-            f"{folder} was trained with other settings, slices or labels than now",
-            f"Give the same ones, or delete {folder.parent}.",
-        )
+    return same and method == ours and Preparation.from_json(spec.preparation) == settings.preparation
 
 
 def train_on_dataset(
@@ -312,7 +326,7 @@ def train_on_dataset(
     if chosen is None:
         chosen = choose_slices(dataset, training, choice, settings.seed)
     if resume and is_trained(out):  # it was stopped while it was scored
-        check_same_run(settings, out, choice, chosen)
+        check_same_run(settings, out, choice, chosen, "train anew with --overwrite instead of --resume")
         return finish(out, dataset, held if scored else (), choice.text, settings.start_from, device, scoring)
     samples = prepare_samples(chosen, dataset.labels, settings, master, labelling)
     if teachers and not any(sample.guessed for sample in samples):

@@ -24,7 +24,7 @@ from pgpsam.training.data import Dataset
 from pgpsam.training.finetune import CHECKPOINT, Progress, TrainingSettings
 from pgpsam.training.recipes import coarse_stage
 from pgpsam.training.refining import RefinerSettings
-from pgpsam.training.run import check_same_run, is_trained, split_cases, train_on_dataset
+from pgpsam.training.run import check_same_run, is_same_run, is_trained, split_cases, train_on_dataset
 
 STAGES = "stages"  # the folder, in the model's own, of the first two; it goes when the model is finished
 ITERATIONS = 1300
@@ -111,7 +111,7 @@ def train_in_stages(
     for name, own in first:
         folder = out / STAGES / name
         if is_trained(folder):
-            check_same_run(own, folder, choice, chosen)
+            check_same_run(own, folder, choice, chosen, f"delete {folder.parent}")
             continue
         going_on = (folder / CHECKPOINT).is_file()
         stage = {**more, "name": name, "description": "", "scored": False, "progress": named(name), "chosen": chosen}
@@ -130,7 +130,9 @@ def train_in_stages(
             **{key: more[key] for key in ("device", "labelling", "cancelled") if key in more},
         )
     name, own = last
-    going_on = resume and ((out / CHECKPOINT).is_file() or is_trained(out))
+    going_on = resume and (out / CHECKPOINT).is_file()
+    if resume and is_trained(out):  # of this run, or the one that it is to replace
+        going_on = is_same_run(own, out, choice, chosen)
     final = {**more, "command": command, "progress": named(name), "chosen": chosen}
     summary = train_on_dataset(dataset, out, own, choice, resume=going_on, teachers=[own.start_from], **final)
     shutil.rmtree(out / STAGES)

@@ -67,8 +67,10 @@ def take_over(network: SegmentationNetwork, settings: TrainingSettings, label_se
         return Start(told, whole=put_shared(network, tensors, before, now, settings))
     put_tensors(network, tensors, spec.name)
     earlier = spec.training.get("started_from") or {}
-    scores = {"scores": spec.scores, "scored": spec.name} if spec.scores else {}
-    return Start({**earlier, **scores, **told}, spec.refiner, named_in_file(refining), whole=True)
+    scores = {key: earlier[key] for key in ("scores", "scored") if key in earlier}
+    if spec.scores:
+        scores = {"scores": spec.scores, "scored": spec.name}
+    return Start({**scores, **told}, spec.refiner, named_in_file(refining), whole=True)
 
 
 @torch.no_grad()
