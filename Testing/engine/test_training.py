@@ -463,6 +463,9 @@ def test_new_organs_are_learned_at_full_rates():
     assert going_on(usual, ("liver", "spleen"), ("liver", "lesion")) == usual
     assert going_on(usual, ("liver", "spleen"), ("liver",)) == going_on(usual, ("liver", "spleen"), ("spleen", "liver"))
     assert going_on(usual, ("liver", "right kidney"), ("Liver", "kidney_right")).start_share == 0.5
+    mixing = recipe("pgp")  # its prototypes begin anew with another selection of organs
+    assert going_on(mixing, ("liver", "spleen"), ("liver",)) == mixing
+    assert going_on(mixing, ("liver", "spleen"), ("liver", "spleen")).start_share == 0.5
 
 
 def test_from_a_data_set_to_a_scored_model(phantoms, quick_settings, tmp_path):

@@ -51,7 +51,8 @@ def going_on(settings: TrainingSettings, known: Collection[str], organs: Collect
     Args:
         known: names of the organs of the model to start from. organs: of the run.
     """
-    if not {*map(canonical_name, organs)} <= {*map(canonical_name, known)}:
+    theirs, ours = ([canonical_name(name) for name in names] for names in (known, organs))
+    if not set(ours) <= set(theirs) or (settings.method == "pgp" and ours != theirs):  # some of `pgp` mixes the organs
         return settings
     return replace(
         settings,
