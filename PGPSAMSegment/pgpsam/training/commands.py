@@ -58,8 +58,8 @@ def finetune_main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--start-from",
         metavar="MODEL",
-        help="a trained model with the same organs to go on from, with its window and channels; the pixel size is the "
-        "default's or what --set spacing_mm says",
+        help="a trained model to go on from, of the same organs or others, with its window and channels; the pixel "
+        "size is the default's or what --set spacing_mm says; if it knows all organs, gently (see docs/adapt.md)",
     )
     parser.add_argument(
         "--teacher",

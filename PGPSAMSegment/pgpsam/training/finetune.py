@@ -255,7 +255,8 @@ def finetune(
         network.start_from_names(label_set.names)
         if settings.start_from_support:
             start_prototypes(network, samples, settings)
-    begun = {name: value.clone() for name, value in trained_tensors(network).items()} if start.whole else {}
+    kept = trained_tensors(network) if start.whole and settings.start_share else {}
+    begun = {name: value.clone() for name, value in kept.items()}
     optimizer = make_optimizer(network, settings)
     augmenter = Augmenter(settings.canvas, settings.augmentation)
     frozen = not any(p.requires_grad for p in network.encoder.parameters())
@@ -306,7 +307,7 @@ def finetune(
         if stop:
             raise Cancelled(f"stopped at iteration {iteration + 1}; --resume continues")
     tensors = average.tensors if settings.average else trained_tensors(network)
-    if begun and settings.start_share:
+    if begun:
         tensors = {name: value.lerp(begun[name], settings.start_share) for name, value in tensors.items()}
         start.told["share"] = settings.start_share
     spec = ModelSpec(
