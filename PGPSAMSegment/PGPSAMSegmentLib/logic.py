@@ -214,6 +214,7 @@ class SegmentLogic:
             name: of the new model.
             model: what to start from, of `models`; see `training.plan`.
             cases: None for those that are marked in the scene.
+            steps: 0 for as many as serve: fewer where the model knows all organs.
             onDone: gets the new model's name and the "done" event.
 
         Raises:
@@ -231,10 +232,11 @@ class SegmentLogic:
         folder = self._folder()
         runs.sweep(training.models_folder())
         out = training.make_folder(name, self.models)
-        request = {"do": "finetune", "name": name, "out": str(out), "iterations": steps, "device": device}
+        request = {"do": "finetune", "name": name, "out": str(out), "device": device}
+        length = {"iterations": steps} if steps else {}
         run = runs.AdaptRun(out, folder, onProgress, onDone, onError)
         try:
-            self._begin(request | training.request(chosen, folder, known), run)
+            self._begin(request | length | training.request(chosen, folder, known), run)
         except BaseException:
             run.undo()
             raise

@@ -10,7 +10,7 @@ from slicer.parameterNodeWrapper import WithinRange, parameterNodeWrapper
 
 DEFAULT_MODEL = "abdomen-ct"
 # A step of the default method takes 3.7 s on two CPU cores: these take about twelve minutes there, and one on a GPU.
-DEFAULT_STEPS = 200
+DEFAULT_STEPS = 0
 
 
 class Layers(enum.Enum):
@@ -39,7 +39,7 @@ class Parameters:
         show3D, layers, confidenceOverlay: how the result is shown.
         trainingVolume, trainingSegmentation: the pair that Add would take.
         newModel: the name of the model to be trained.
-        steps: training iterations.
+        steps: training iterations; 0 leaves them to the engine.
     """
 
     inputVolume: vtkMRMLScalarVolumeNode
@@ -53,4 +53,4 @@ class Parameters:
     trainingVolume: vtkMRMLScalarVolumeNode
     trainingSegmentation: vtkMRMLSegmentationNode
     newModel: str
-    steps: Annotated[int, WithinRange(1, 5000)] = DEFAULT_STEPS
+    steps: Annotated[int, WithinRange(0, 5000)] = DEFAULT_STEPS

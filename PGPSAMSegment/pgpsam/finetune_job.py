@@ -80,14 +80,18 @@ def training_settings(job: Job, organs: Sequence[str]) -> TrainingSettings:
     from pgpsam.network.methods import default_method
     from pgpsam.slices import Preparation
     from pgpsam.training.overrides import apply
-    from pgpsam.training.recipes import fitted, going_on, recipe
+    from pgpsam.training.recipes import ONWARDS, ONWARDS_NEW, fitted, going_on, recipe
 
     start = job.get("start_from", str, "")
     iterations = None if job.request.get("iterations") is None else job.need("iterations", int)
     if start:
         spec = load_spec(find_model(start))
+        usual = recipe(job.get("method", str, spec.method), iterations or ONWARDS_NEW)
+        settings = going_on(usual, spec.labels.names, organs)
+        if iterations is None and settings != usual:  # it knows all organs
+            settings = replace(settings, iterations=ONWARDS)
         settings = replace(
-            going_on(recipe(job.get("method", str, spec.method), iterations), spec.labels.names, organs),
+            settings,
             backbone=spec.backbone,
             settings=spec.settings,
             preparation=Preparation.from_json(spec.preparation),

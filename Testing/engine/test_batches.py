@@ -73,6 +73,23 @@ def test_gradients_reach_the_adapted_stages_and_nothing_below(samples, stages, r
     assert {name.split("stages.")[1][0] for name in adapted} == set(reached)
 
 
+def test_an_encoder_that_learns_nothing_sees_every_view_once(samples) -> None:
+    network = build_network("pgp", "lite_medsam", 3, {}, load_state(locate("lite_medsam"), "lite_medsam"))
+    learning, _ = replay(network, samples, 4)(0)
+    network.encoder.requires_grad_(False)
+    source = replay(network, samples, 4)
+    seen = []
+    network.encoder.neck.register_forward_hook(lambda *_: seen.append(1))
+    features, _ = source(0)
+    assert len(seen) == source.capacity
+    source(1)
+    assert len(seen) == source.capacity, "half a view a step"
+    assert not features.neck.requires_grad
+    for one, other in zip((features.neck, *features.taps), (learning.neck, *learning.taps), strict=True):
+        torch.testing.assert_close(one.float(), other.float(), atol=0.05, rtol=0.05)
+    assert len(features.details) == len(learning.details)
+
+
 def test_batches_are_the_encoders_own_features(network, samples) -> None:
     order, plain = Order(samples, 0.0, seed=0), Augmenter(CANVAS, None)
     features, labels = Replay(network, samples, order, plain, batch=2, replay=1, seed=0)(0)

@@ -458,6 +458,26 @@ def test_resume_without_a_stopped_run(phantoms, quick_settings, tmp_path):
         finetune(samples, dataset.labels, quick_settings, tmp_path, name="x", device="cpu", resume=True)
 
 
+def test_a_short_run_that_goes_on_leaves_the_encoder_as_it_is(phantoms, quick_model, quick_settings, tmp_path):
+    assert going_on(recipe("pgsam", 100), ("liver",), ("liver",)).keep_encoder
+    assert not going_on(recipe("pgsam", 1000), ("liver",), ("liver",)).keep_encoder
+    dataset = read_dataset(phantoms)
+    samples = choose_samples(dataset, dataset.cases[:1], SliceChoice(), quick_settings)
+    settings = replace(quick_settings, iterations=3, lr=1e-2, start_from=str(quick_model), keep_encoder=True)
+    more = {"name": "m", "device": "cpu"}
+    with pytest.raises(Cancelled):
+        finetune(samples, dataset.labels, settings, tmp_path / "m", **more, cancelled=lambda: True)
+    finetune(samples, dataset.labels, settings, tmp_path / "m", **more, resume=True)
+    first, second = (load_file(f / "adapter.safetensors") for f in (quick_model, tmp_path / "m"))
+    assert first.keys() == second.keys()
+    changed = {name for name in first if not torch.equal(first[name], second[name])}
+    assert changed
+    assert not any(name.startswith("encoder.") for name in changed)
+    told = load_spec(tmp_path / "m").training
+    assert told["keep_encoder"]
+    assert told["cost"]["trained_parameters"] == sum(v.numel() for k, v in first.items() if "encoder." not in k)
+
+
 def test_new_organs_are_learned_at_full_rates():
     usual = recipe("pgsam")
     assert going_on(usual, ("liver", "spleen"), ("liver", "lesion")) == usual

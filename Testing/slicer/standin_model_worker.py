@@ -145,7 +145,13 @@ def finetune(number, request, models, mode, cancelled):
         volume, labels = np.load(case["volume"]), np.load(case["labels"])
         shapes.append([list(volume.shape), np.unique(labels).tolist(), case.get("slices")])
     answer(
-        id=number, event="progress", stage="training", done=1, total=request["iterations"], eta_s=60, note="loss 1.0"
+        id=number,
+        event="progress",
+        stage="training",
+        done=1,
+        total=request.get("iterations", 200),
+        eta_s=60,
+        note="loss 1.0",
     )
     out = Path(request["out"])
     out.mkdir(parents=True, exist_ok=True)

@@ -372,6 +372,7 @@ def test_other_organs_go_on_from_the_model_as_well(host, make_logic, models):
     assert plan == training.Plan({"liver": 6, "my lesion": 2, "vein": 3}, ["my lesion", "vein"], ["spleen"])
     told = trained(logic, models, "lesions")
     assert (told["start_from"], told["method"]) == ("abdomen-ct", "pgp")
+    assert told["iterations"] is None, "the engine knows how many serve"
     assert [(o["id"], o["name"]) for o in told["labels"]] == [(6, "liver"), (2, "my lesion"), (3, "vein")]
     assert told["labels"][0] == LIVER
     assert told["cases"][0][1] == [0, 2, 3, 6]

@@ -1,9 +1,9 @@
 """Where a training step's encoded slices come from.
 
-What `encoder.lower` gives of a view never changes in a run: it is made once and used several times. Where LoRA adapts
-TinyViT's last stage alone, or nothing, that is all below the last stage, which costs as much as the rest of a training
-step. By default LoRA adapts every stage; then `lower` hands the image on, as SAM's ViT always does, and replay saves
-only the augmentation.
+What never changes in a run of a view's features is made once and used several times. Where nothing of the encoder
+learns, that is all of them, which spares most of a step. Otherwise it is what `encoder.lower` gives: where LoRA adapts
+TinyViT's last stage alone, all below it; by default LoRA adapts every stage, and then `lower` hands the image on, as
+SAM's ViT always does, and replay saves only the augmentation.
 
 A step's batch follows from the seed and the step's number alone, so that a resumed run continues exactly, after making
 again what it had in memory.
@@ -68,7 +68,7 @@ class Order:
 class Replay:
     """Batches from a ring of the latest views; a view is a slice in one random variation.
 
-    Every step makes a few new views, as far as `encoder.lower` goes, and draws its batch from the ring.
+    Every step makes a few new views, as far as they never change, and draws its batch from the ring.
 
     Args:
         network: encodes.
@@ -92,6 +92,7 @@ class Replay:
         self.batch, self.replay, self.seed = batch, replay, seed
         self.capacity = batch * (ROUNDS if replay > 1 else 1)
         self.device = next(network.parameters()).device
+        self.frozen = not any(value.requires_grad for value in network.encoder.parameters())
         self.ring: dict[int, tuple[tuple[Tensor, ...], Tensor]] = {}
 
     def __call__(self, iteration: int) -> tuple[Features, Tensor]:
@@ -105,17 +106,24 @@ class Replay:
         random = np.random.default_rng((self.seed, iteration))
         drawn = [self.ring[window[i]] for i in random.permutation(self.capacity)[: self.batch]]
         parts = tuple(torch.cat(part) for part in zip(*(parts for parts, _ in drawn), strict=True))
+        truth = torch.stack([labels for _, labels in drawn])
+        if self.frozen:
+            neck, shallow, deep, *details = parts
+            return Features(neck, (shallow, deep), tuple(details)), truth
         with autocast(self.device):
-            return self.network.encoder.upper(parts), torch.stack([labels for _, labels in drawn])
+            return self.network.encoder.upper(parts), truth
 
     @torch.no_grad()
     def encode(self, number: int) -> tuple[tuple[Tensor, ...], Tensor]:
-        """The encoder's lower part of a view, and the view's labels."""
+        """What the ring keeps of a view, and the view's labels."""
         sample = self.samples[self.order[number]]
         self.augmenter.restart(self.seed * 1_000_003 + number)
         image, labels = self.augmenter(sample.image, sample.labels)
         with autocast(self.device):
             parts = self.network.encoder.lower(image[None].to(self.device, memory_format=torch.channels_last))
+            if self.frozen:
+                features = self.network.encoder.upper(parts)
+                parts = (features.neck, *features.taps, *features.details)
         return parts, labels.to(self.device)
 
 

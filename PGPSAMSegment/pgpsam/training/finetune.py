@@ -70,6 +70,7 @@ class TrainingSettings:
         start_from: a trained model with the same method whose weights are the start; see `takeover`.
         start_share: share of the start's weights in what is saved, their mean with the trained ones (Wortsman et al.,
             "Robust fine-tuning of zero-shot models", 2022); only where all weights were the start's.
+        keep_encoder: the encoder stays as the start has it; what it makes of a view can then be used several times.
     """
 
     method: str = "pgp"
@@ -95,6 +96,7 @@ class TrainingSettings:
     start_from_support: bool = True
     start_from: str = ""
     start_share: float = 0.0
+    keep_encoder: bool = False
 
     def __post_init__(self) -> None:
         """Raises UserError for what no run can be made of."""
@@ -255,8 +257,10 @@ def finetune(
         network.start_from_names(label_set.names)
         if settings.start_from_support:
             start_prototypes(network, samples, settings)
-    kept = trained_tensors(network) if start.whole and settings.start_share else {}
-    begun = {name: value.clone() for name, value in kept.items()}
+    adapter = trained_tensors(network)
+    begun = {name: value.clone() for name, value in adapter.items()} if start.whole and settings.start_share else {}
+    if settings.keep_encoder:
+        network.encoder.requires_grad_(False)
     optimizer = make_optimizer(network, settings)
     augmenter = Augmenter(settings.canvas, settings.augmentation)
     frozen = not any(p.requires_grad for p in network.encoder.parameters())
@@ -306,7 +310,8 @@ def finetune(
             saved = time.monotonic()
         if stop:
             raise Cancelled(f"stopped at iteration {iteration + 1}; --resume continues")
-    tensors = average.tensors if settings.average else trained_tensors(network)
+    trained = average.tensors if settings.average else trained_tensors(network)
+    tensors = adapter | trained
     if begun:
         tensors = {name: value.lerp(begun[name], settings.start_share) for name, value in tensors.items()}
         start.told["share"] = settings.start_share
@@ -329,7 +334,7 @@ def finetune(
                 "minutes": round((spent + time.monotonic() - started) / 60, 2),
                 "device": describe_device(where),
                 "peak_memory_gb": round(peak_memory_gb(where), 2),
-                "trained_parameters": sum(value.numel() for value in tensors.values()),
+                "trained_parameters": sum(value.numel() for value in trained.values()),
             },
         },
         scores={},
@@ -396,8 +401,8 @@ def run_key(settings: TrainingSettings, samples: Sequence[Sample]) -> str:
     """
     start = fingerprint(find_model(settings.start_from)) if settings.start_from else ""
     slices = [(s.case, s.index, s.guessed, zlib.crc32(s.labels.numpy().tobytes())) for s in samples]
-    usual = f", start_share={TrainingSettings.start_share})"  # states of earlier versions do not tell it
-    return repr((settings, start, slices)).replace(usual, ")", 1)
+    usual = f", start_share={TrainingSettings.start_share}, keep_encoder={TrainingSettings.keep_encoder})"
+    return repr((settings, start, slices)).replace(usual, ")", 1)  # which states of earlier versions do not tell
 
 
 def state_of(network: SegmentationNetwork, optimizer: torch.optim.Optimizer, average: Average) -> dict[str, Any]:

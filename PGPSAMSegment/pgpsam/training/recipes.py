@@ -16,6 +16,7 @@ from pgpsam.training.finetune import TrainingSettings
 
 GPU_ITERATIONS = 1700
 LONG = 1000  # iterations from which a run is a long one
+ONWARDS, ONWARDS_NEW = 100, 200  # iterations from a trained model and a few slices; with organs that it does not know
 
 
 def recipe(method: str, iterations: int | None = None) -> TrainingSettings:
@@ -46,7 +47,8 @@ def going_on(settings: TrainingSettings, known: Collection[str], organs: Collect
     """The same for a run that starts from a trained model.
 
     Where the model knows all organs, a few slices shall not make it forget what it has learned from many: a quarter of
-    the rates, the loss of a long run, and the mean with the weights that it started from. New organs need full rates.
+    the rates, the loss of a long run, and the mean with the weights that it started from. A short run leaves its
+    encoder as it is, which halves the time and costs next to nothing. New organs need full rates.
 
     Args:
         known: names of the organs of the model to start from. organs: of the run.
@@ -54,6 +56,7 @@ def going_on(settings: TrainingSettings, known: Collection[str], organs: Collect
     theirs, ours = ([canonical_name(name) for name in names] for names in (known, organs))
     if not set(ours) <= set(theirs) or (settings.method == "pgp" and ours != theirs):  # some of `pgp` mixes the organs
         return settings
+    short = settings.iterations < LONG
     return replace(
         settings,
         lr=settings.lr / 4,
@@ -61,6 +64,8 @@ def going_on(settings: TrainingSettings, known: Collection[str], organs: Collect
         balance=(0.1, 0.1),
         dice_weight=(0.5, 0.5),
         start_share=0.5,
+        keep_encoder=short,
+        replay=4 if short else settings.replay,
     )
 
 
