@@ -197,6 +197,7 @@ class AdaptPanel(JobPanel):
             name,
             self.parameters.model,
             steps=self.parameters.steps,
+            follow=self.parameters.followCases,
             device=self.host.device,
             onProgress=self._on_progress,
             onDone=self._on_done,

@@ -204,6 +204,7 @@ class SegmentLogic:
         cases: Sequence[training.Case] | None = None,
         steps: int = DEFAULT_STEPS,
         device: str = "auto",
+        follow: bool = False,
         onProgress: Callable[[Event], None] | None = None,
         onDone: Callable[[str, Event], None] | None = None,
         onError: Callable[[Event], None] | None = None,
@@ -215,6 +216,8 @@ class SegmentLogic:
             model: what to start from, of `models`; see `training.plan`.
             cases: None for those that are marked in the scene.
             steps: 0 for as many as serve: fewer where the model knows all organs.
+            follow: keep nothing of the model that is not what the cases teach; otherwise, where it knows all organs,
+                the new one is the mean of before and after.
             onDone: gets the new model's name and the "done" event.
 
         Raises:
@@ -232,11 +235,14 @@ class SegmentLogic:
         folder = self._folder()
         runs.sweep(training.models_folder())
         out = training.make_folder(name, self.models)
-        request = {"do": "finetune", "name": name, "out": str(out), "device": device}
-        length = {"iterations": steps} if steps else {}
+        request: dict[str, Any] = {"do": "finetune", "name": name, "out": str(out), "device": device}
+        if steps:
+            request["iterations"] = steps
+        if follow:
+            request["settings"] = {"start_share": 0.0}
         run = runs.AdaptRun(out, folder, onProgress, onDone, onError)
         try:
-            self._begin(request | length | training.request(chosen, folder, known), run)
+            self._begin(request | training.request(chosen, folder, known), run)
         except BaseException:
             run.undo()
             raise

@@ -40,6 +40,7 @@ class Parameters:
         trainingVolume, trainingSegmentation: the pair that Add would take.
         newModel: the name of the model to be trained.
         steps: training iterations; 0 leaves them to the engine.
+        followCases: the new model shall keep nothing for other patients' sake.
     """
 
     inputVolume: vtkMRMLScalarVolumeNode
@@ -54,3 +55,4 @@ class Parameters:
     trainingSegmentation: vtkMRMLSegmentationNode
     newModel: str
     steps: Annotated[int, WithinRange(0, 5000)] = DEFAULT_STEPS
+    followCases: bool = False

@@ -48,7 +48,7 @@ def test_a_view_is_used_as_often_as_asked_and_then_forgotten(network, samples) -
         type(network.encoder).upper = network_upper  # type: ignore[method-assign]
     settled = [used[n] for n in range(40, 180)]
     assert sum(settled) / len(settled) == pytest.approx(4, abs=0.3)
-    assert len(source.ring) == source.capacity == 32
+    assert len(source.ring) == source.capacity == 16
 
 
 def test_a_resumed_run_sees_the_same_batches(network, samples) -> None:

@@ -157,7 +157,7 @@ def finetune(number, request, models, mode, cancelled):
     out.mkdir(parents=True, exist_ok=True)
     if mode == "slow" and is_cancelled(models, cancelled):
         return CANCELLED
-    told = {key: request.get(key) for key in ("start_from", "iterations", "labels", "method")}
+    told = {key: request.get(key) for key in ("start_from", "iterations", "settings", "labels", "method")}
     add_model(out.parent, request["name"], request["labels"])
     (out / "told.json").write_text(json.dumps({**told, "cases": shapes}))
     return {"event": "done", "folder": str(out), "model": request["name"], "score": "", "scores": None}

@@ -357,6 +357,7 @@ def test_the_models_of_the_organs_are_the_start_of_a_training(host, make_logic, 
     training.add(drawn(host, volume, "spleen", "liver"), volume)
     told = trained(logic, models, "my-organs", steps=7)
     assert (told["start_from"], told["iterations"], told["method"]) == ("abdomen-ct", 7, "pgp")
+    assert told["settings"] is None, "the engine keeps what other patients need"
     assert [(o["id"], o["name"]) for o in told["labels"]] == [(6, "liver"), (1, "spleen")]
     assert told["cases"] == [[list(slicer.util.arrayFromVolume(volume).shape), [0, 1, 6], None]]
     greeted(logic)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import slicer
@@ -108,7 +110,8 @@ def test_corrected_slices_make_a_new_model_that_is_then_chosen(bench):
     assert not bench.ui.adaptButton.isEnabled()
     bench.ui.newModel.setText("mine")
     bench.ui.steps.setValue(30)
-    assert bench.parameters.steps == 30
+    bench.ui.followCases.setChecked(True)
+    assert (bench.parameters.steps, bench.parameters.followCases) == (30, True)
     bench.ui.adaptButton.click()
     assert bench.ui.adaptButton.text() == "Cancel"
     assert not bench.ui.autoSegmentButton.isEnabled()
@@ -116,6 +119,8 @@ def test_corrected_slices_make_a_new_model_that_is_then_chosen(bench):
     assert bench.ui.adaptStatus.text() == "The model 'mine' is ready and chosen."
     assert bench.ui.adaptButton.text() == "Train new model"
     assert bench.parameters.model == "mine"
+    told = json.loads((training.models_folder() / "mine" / "told.json").read_text(encoding="utf-8"))
+    assert (told["iterations"], told["settings"]) == (30, {"start_share": 0.0})
     assert [bench.ui.model.itemData(n) for n in range(bench.ui.model.count())] == ["abdomen-ct", "mine"]
     assert bench.ui.autoSegmentButton.isEnabled()
 

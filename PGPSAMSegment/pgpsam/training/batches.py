@@ -24,7 +24,7 @@ from pgpsam.network.methods import SegmentationNetwork
 from pgpsam.training.augment import Augmenter
 from pgpsam.training.data import Sample
 
-ROUNDS = 16  # batches in the ring: a view's uses lie that far apart
+ROUNDS = 8  # batches in the ring: a view's uses lie that far apart, and the first step makes as many
 
 
 class Order:
