@@ -126,7 +126,8 @@ class PGPSAMSegmentWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.choices, self.result, self.review = ChoicesPanel(self), ResultPanel(self), ReviewPanel(self)
         self.training, self.engine, self.segmenting = AdaptPanel(self), EnginePanel(self), SegmentPanel(self)
         self.ui.copyLogButton.clicked.connect(self.onCopyLog)
-        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self.onSceneStartClose)
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self.onSceneLeaves)
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartImportEvent, self.onSceneLeaves)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndCloseEvent, self.onSceneChanged)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndImportEvent, self.onSceneChanged)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.NodeAddedEvent, self.onNodeAdded)
@@ -168,8 +169,13 @@ class PGPSAMSegmentWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             del sys.modules[name]
         ScriptedLoadableModuleWidget.onReload(self)
 
-    def onSceneStartClose(self, caller: Any = None, event: Any = None) -> None:
-        """What runs goes on: a training needs nothing of the scene, and a segmentation ends with its volume."""
+    def onSceneLeaves(self, caller: Any = None, event: Any = None) -> None:
+        """The scene is closed, or another one is loaded into it, which brings its own choices.
+
+        Slicer's wrapper keeps what it has read: one that lives through a loading would go on without the nodes that
+        come after the parameter node. What runs goes on: a training needs nothing of the scene, and a segmentation ends
+        with its volume.
+        """
         self.disconnectParameters()
 
     def onSceneChanged(self, caller: Any = None, event: Any = None) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 import json
 import typing
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -110,9 +111,19 @@ class _Wrapper:
     def __init__(self, parameterNode: Any, prefix: str | None = None) -> None:
         self.parameterNode = parameterNode
         self._connections: dict[int, Callable[[], None]] = {}
-        for parameter in self.allParameters.values():
-            if not parameterNode.HasParameter(parameter.name):
-                parameter.write(parameterNode, parameter.default)
+        self._cache: dict[str, Any] = {}
+        self._refresh()
+        me = weakref.ref(self)
+        tag = parameterNode.AddObserver("ModifiedEvent", lambda *_: (kept := me()) and kept._refresh())
+        weakref.finalize(self, parameterNode.RemoveObserver, tag)
+
+    def _refresh(self) -> None:
+        """Reads all values, as Slicer does whenever the node says that it was modified, and at no other time: not when
+        a node that it refers to comes into the scene."""
+        for name, parameter in self.allParameters.items():
+            if not self.parameterNode.HasParameter(name):
+                parameter.write(self.parameterNode, parameter.default)
+            self._cache[name] = parameter.read(self.parameterNode)
 
     def default(self, name: str) -> Default:
         return Default(self._parameter(name).default)
@@ -121,15 +132,17 @@ class _Wrapper:
         return self._parameter(name).hint
 
     def isCached(self, name: str) -> bool:
-        """Always false: values are read from the node each time, which only costs time."""
         self._parameter(name)
-        return False
+        return True
 
     def getValue(self, name: str) -> Any:
-        return self._parameter(name).read(self.parameterNode)
+        self._parameter(name)
+        return self._cache[name]
 
     def setValue(self, name: str, value: Any) -> None:
-        self._parameter(name).write(self.parameterNode, value)
+        with slicer.util.NodeModify(self.parameterNode):  # who observes the node hears of it when the value is there
+            self._parameter(name).write(self.parameterNode, value)
+            self._cache[name] = self._parameter(name).read(self.parameterNode)
 
     def connectGui(self, gui: Any) -> None:
         """Binds the widgets of `gui` that carry a `SlicerParameterName`. Like Slicer's own, it forgets to return a tag,
