@@ -21,6 +21,7 @@ class AdaptPanel(JobPanel):
         self.view = JobView(ui.adaptButton, ui.adaptBar, ui.adaptStatus)
         self.suggesting = JobView(ui.suggestButton, ui.suggestBar, ui.suggestStatus)
         self._listed: list[training.Case] = []
+        self._lines: list[str] = []
         self._planned: Any = None  # what the line is about, see `_about`
         self._suggested: list[suggestions.Place] = []
         self._filling = False
@@ -102,14 +103,18 @@ class AdaptPanel(JobPanel):
         self.view.tell(self._plan() if self._listed else "")
 
     def _fill(self) -> None:
-        found = training.cases()
-        if found == self._listed:
+        self._listed = training.cases()
+        lines = [self._line(case) for case in self._listed]
+        if lines == self._lines:
             return
-        self._listed = found
+        self._lines = lines
         self.ui.cases.clear()
-        for case in found:
-            line = _("corrected slices of {segmentation}") if case.corrected else _("{segmentation} on {volume}")
-            self.ui.cases.addItem(line.format(segmentation=case.segmentation.GetName(), volume=case.volume.GetName()))
+        for line in lines:
+            self.ui.cases.addItem(line)
+
+    def _line(self, case: training.Case) -> str:
+        line = _("corrected slices of {segmentation}") if case.corrected else _("{segmentation} on {volume}")
+        return str(line.format(segmentation=case.segmentation.GetName(), volume=case.volume.GetName()))
 
     def _fill_suggestions(self) -> None:
         box, found = self.ui.suggestions, suggestions.of(self.volume)
@@ -215,6 +220,7 @@ class AdaptPanel(JobPanel):
         text = _("The model '{name}' is ready and chosen.").format(name=model)
         if self.parameters.newModel.strip() == model:  # the next one's may have been typed meanwhile
             self.parameters.newModel = ""
+        self.parameters.followCases = False  # it was meant for these cases
         self.parameters.model = model
         self._end(text)
         self.host.say(text)

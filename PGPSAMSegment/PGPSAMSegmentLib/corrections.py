@@ -185,9 +185,10 @@ def _compared(segmentationNode: Any, first: First) -> list[_Compared]:
         key = firstresult.key(segmentation, segment_id)
         own = key in first.entries and first.entries[key]["organ"] == organ
         given = key if own else latest.get(organ, "")
-        unknown = segments.tag(segment, segments.ORGAN_TAG) == organ  # a result of ours that came without its entry
-        if given or (organ in wanted and not unknown):
-            same = own and segments.as_written(segmentation, segment_id)
+        ours = segments.tag(segment, segments.ORGAN_TAG) == organ
+        if given or (organ in wanted and not ours):  # not a result of ours that came without its entry
+            # An earlier run's, brought back by the Segment Editor's undo, has no entry any more.
+            same = ours and segments.as_written(segmentation, segment_id)
             found.append(_Compared(segment_id, segment.GetName(), organ, given, same))
     there = {each.organ for each in found}
     return found + [_Compared("", organ, organ, key, False) for organ, key in latest.items() if organ not in there]

@@ -93,6 +93,8 @@ class ResultPanel(Panel):
         if before is not None and before.GetScene() is not None and companion(before, CONFIDENCE) is not None:
             scene.overlay_confidence(before, False)
         if node is not None:
+            if self._applied[:3:2] == (node, Layers.PROMPTS) and companion(node, PROMPTS) is None:
+                node.SetDisplayVisibility(True)  # they were removed while they alone were shown
             parameters = self.parameters
             parameters.show3D = has_surfaces(node)
             parameters.layers = shown_layers(node)

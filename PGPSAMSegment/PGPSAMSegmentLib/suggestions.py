@@ -29,19 +29,29 @@ class Place:
 
 def keep(volumeNode: Any, event: Mapping[str, Any]) -> list[Place]:
     """Stores what the engine's "done" event suggests, the most useful first, in place of what was there."""
-    places = {"axis": int(event["slices_axis"]), "slices": [int(index) for index in event["slices"]]}
+    places = {
+        "axis": int(event["slices_axis"]),
+        "slices": [int(index) for index in event["slices"]],
+        "grid": _grid(volumeNode),
+    }
     volumeNode.SetAttribute(SUGGESTED, json.dumps(places))
     return of(volumeNode)
 
 
 def of(volumeNode: Any) -> list[Place]:
-    """The suggestions for a volume, as far as it still has these slices; none for None."""
+    """The suggestions for a volume; none for None, or where it was cropped or resampled in place since."""
     stored = volumeNode.GetAttribute(SUGGESTED) if volumeNode is not None else None
     if not stored or volumeNode.GetImageData() is None:
         return []
     places = json.loads(stored)
-    depth = shape_of(volumeNode)[places["axis"]]
-    return [Place(places["axis"], index) for index in places["slices"] if index < depth]
+    if places.get("grid") != _grid(volumeNode):
+        return []
+    return [Place(places["axis"], index) for index in places["slices"]]
+
+
+def _grid(volumeNode: Any) -> list[Any]:
+    """What tells the volume's voxels from those of another grid."""
+    return [list(shape_of(volumeNode)), ijk_to_ras(volumeNode).round(3).tolist()]
 
 
 def jump(volumeNode: Any, place: Place) -> None:

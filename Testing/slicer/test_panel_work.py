@@ -12,7 +12,7 @@ from made_results import add_volume, mask_of, names, paint
 from panel_bench import press, segmentations
 from PySide6 import QtCore
 
-from PGPSAMSegmentLib import review, suggestions, training
+from PGPSAMSegmentLib import corrections, nodes, review, suggestions, training
 
 # ------------------------------------------------------------------------------------------------------------- review
 
@@ -337,5 +337,59 @@ def test_suggestions_for_a_turned_volume_under_a_transform_lead_to_their_place(h
     suggestions.jump(volume, place)
     centre = [view.GetSliceToRAS().GetElement(row, 3) for row in range(3)]
     assert centre == pytest.approx([40 - 2.0 * 3 + 100, 5 + 0.7 * 7, -9 + 1.3 * 5.5])
-    assert suggestions.keep(volume, {"slices": [3, 9], "slices_axis": 0}) == [place]  # slice 9 does not exist
     assert suggestions.of(None) == []
+
+
+def test_what_the_editors_undo_brings_back_of_an_earlier_run_is_no_correction(bench):
+    node = bench.segment()
+    history = slicer.vtkSegmentationHistory()
+    history.SetSegmentation(node.GetSegmentation())
+    history.SaveState()
+    spleen = mask_of(node, "spleen", bench.volume)
+    spleen[4, :, 5] = True
+    paint(node, "spleen", bench.volume, spleen)
+    standin.add_model(bench.models, "second", [standin.organ(6, "liver", [221, 130, 101], "10200004")])
+    bench.widget.greet()
+    bench.wait_idle()
+    bench.parameters.model = "second"
+    bench.segment()
+    history.RestorePreviousState()
+    assert corrections.corrected_slices(node)[0] == []
+
+
+def test_follow_is_meant_for_one_training(bench):
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "drawn")
+    node.SetReferenceImageGeometryParameterFromVolumeNode(bench.volume)
+    mask = np.zeros(slicer.util.arrayFromVolume(bench.volume).shape, bool)
+    mask[3:5, 3:6, 3:6] = True
+    paint(node, "liver", bench.volume, mask)
+    training.add(node, bench.volume)
+    node.SetName("renamed")
+    bench.widget.enter()
+    bench.wait_idle()
+    assert bench.ui.cases.item(0).text() == "renamed on CT"
+    bench.ui.newModel.setText("mine")
+    bench.ui.followCases.setChecked(True)
+    bench.ui.adaptButton.click()
+    bench.wait_idle()
+    assert bench.ui.adaptStatus.text() == "The model 'mine' is ready and chosen."
+    assert not bench.ui.followCases.isChecked()
+
+
+def test_slices_suggested_for_a_volume_that_was_cropped_since_are_not_offered(bench):
+    bench.ui.suggestButton.click()
+    bench.wait_idle()
+    assert suggestions.of(bench.volume)
+    cropped = slicer.util.arrayFromVolume(bench.volume)[2:].copy()
+    slicer.util.updateVolumeFromArray(bench.volume, cropped)
+    assert suggestions.of(bench.volume) == []
+
+
+def test_masks_show_again_when_the_prompts_that_alone_were_shown_are_removed(bench):
+    node = bench.segment()
+    bench.ui.layers.setCurrentText("Prompts")
+    assert not node.GetDisplayVisibility()
+    slicer.mrmlScene.RemoveNode(nodes.companion(node, nodes.PROMPTS))
+    bench.widget.enter()
+    bench.wait_idle()
+    assert node.GetDisplayVisibility()
