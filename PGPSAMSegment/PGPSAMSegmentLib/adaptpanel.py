@@ -85,6 +85,9 @@ class AdaptPanel(JobPanel):
         text = _("It goes on from '{model}'").format(model=model["name"])
         if plan.new:
             text += "; " + _("new to it: {organs}").format(organs=", ".join(plan.new))
+        if plan.erased:
+            line = _("removed, and so taught as absent: {organs}")
+            text += "; " + line.format(organs=", ".join(plan.erased))
         if plan.lost:
             text += ". " + _("The new model will find only: {organs}").format(organs=", ".join(plan.ids))
         return f"{text}."

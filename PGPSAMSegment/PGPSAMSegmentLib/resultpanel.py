@@ -61,6 +61,8 @@ class ResultPanel(Panel):
             if not followed:
                 self._remember(before, node)
             self._follow(before, node)
+        elif node is not None:
+            self._unhide(node)
         self._measure(node)
         self._enable(node)
         self._apply(node)
@@ -93,13 +95,18 @@ class ResultPanel(Panel):
         if before is not None and before.GetScene() is not None and companion(before, CONFIDENCE) is not None:
             scene.overlay_confidence(before, False)
         if node is not None:
-            if self._applied[:3:2] == (node, Layers.PROMPTS) and companion(node, PROMPTS) is None:
-                node.SetDisplayVisibility(True)  # they were removed while they alone were shown
+            self._unhide(node)
             parameters = self.parameters
             parameters.show3D = has_surfaces(node)
             parameters.layers = shown_layers(node)
             parameters.confidenceOverlay = has_overlay(node)
         self._applied = self._wanted(node)
+
+    def _unhide(self, node: Any) -> None:
+        """Where the prompts were removed, by undo perhaps, while they alone were shown."""
+        if self._applied[:3:2] == (node, Layers.PROMPTS) and companion(node, PROMPTS) is None:
+            node.SetDisplayVisibility(True)
+            self.parameters.layers = Layers.MASKS
 
     def _measure(self, node: Any) -> None:
         """Follows the user's edits, when he comes back from the Segment Editor, say."""

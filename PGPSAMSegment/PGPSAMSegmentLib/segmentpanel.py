@@ -126,6 +126,7 @@ class SegmentPanel(JobPanel):
         kept = ", ".join(f"'{name}'" for _id, name in scene.kept(node.GetSegmentation(), found))
         if kept:
             text += " " + _("Your own work stays, and the result is beside it: {names}.").format(names=kept)
+        text = " ".join([text, *(f"{line}." for line in event.get("warnings", []))])
         self.view.end(text)
         self.host.say(text)
         self.parameters.overwrite = False

@@ -63,11 +63,14 @@ class Plan:
             smallest that the model leaves free.
         new: organs that the model does not know and has to learn from the cases alone.
         lost: organs of the model's that no case tells of, which the new model will not find.
+        erased: organs that the model found in a corrected case and whose segments were removed there, which the new
+            model learns as absent from its slices.
     """
 
     ids: dict[str, int]
     new: list[str]
     lost: list[str]
+    erased: list[str]
 
 
 def models_folder() -> Path:
@@ -154,7 +157,16 @@ def plan(chosen: Sequence[Case], model: dict[str, Any]) -> Plan:
             new.append(name)
     free = (number for number in itertools.count(1) if number not in known.values())
     ids = {name: number for name, number in known.items() if name in names}
-    return Plan(ids | dict(zip(new, free, strict=False)), new, [name for name in known if name not in names])
+    lost = [name for name in known if name not in names]
+    return Plan(ids | dict(zip(new, free, strict=False)), new, lost, sorted(_erased(chosen)))
+
+
+def _erased(chosen: Sequence[Case]) -> set[str]:
+    found = set()
+    for node in (case.segmentation for case in chosen if case.corrected):
+        there = {segments.organ_of(node.GetSegmentation(), each) for each in segments.ids(node.GetSegmentation())}
+        found |= {name for name in firstresult.organs(node) if segments.spelled(name, there) not in there}
+    return found
 
 
 def request(chosen: Sequence[Case], folder: Path, model: dict[str, Any]) -> dict[str, Any]:

@@ -6,10 +6,12 @@ A job reads its request's files, works, and returns its "done" event; how both t
 from __future__ import annotations
 
 import gc
+import logging
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -158,7 +160,8 @@ def segment(job: Job, warm: Warm) -> dict[str, Any]:
     started = time.monotonic()
     segmenter = warm.segmenter(job)
     loaded = time.monotonic() - started
-    volume = read_volume(job)
+    with noted() as warnings:
+        volume = read_volume(job)
     exchange.remove_results(folder)
     try:
         result = segmenter.segment(
@@ -183,10 +186,25 @@ def segment(job: Job, warm: Warm) -> dict[str, Any]:
         "points": exchange.POINTS,
         "device": result.device,
         "model": result.model,
+        "warnings": warnings,
         "label_set": exchange.organs_json(result.label_set),
         "organs": exchange.organs_measured(volume, result),
         "seconds": {"load": loaded, **result.seconds, "write": time.monotonic() - started},
     }
+
+
+@contextmanager
+def noted() -> Iterator[list[str]]:
+    """The warnings that are logged meanwhile: who clicked does not read the log."""
+    found: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: found.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("pgpsam")
+    logger.addHandler(handler)
+    try:
+        yield found
+    finally:
+        logger.removeHandler(handler)
 
 
 def read_volume(job: Job) -> Volume:

@@ -147,6 +147,14 @@ def test_hello_tells_version_devices_and_models(worker):
     assert set(model) == {"name", "folder", "title", "description", "organs", "method", "backbone", "score", "card"}
 
 
+def test_what_is_odd_about_a_volume_is_told_with_the_result(worker, crop, segmented, tmp_path):
+    assert segmented[1][-1]["warnings"] == []
+    window = np.clip((crop[0][:1].astype(np.float32) + 125) / 400 * 255, 0, 255).astype(np.uint8)
+    request = put(tmp_path, window, crop[1]) | {"model": "abdomen-ct", "out": str(tmp_path / "out"), "name": "MR"}
+    (line,) = worker.ask("segment", **request, organs=["liver"], looks=1)[-1]["warnings"]
+    assert line.startswith("MR: its values run from 0 to 255: they look like grey levels")
+
+
 def test_a_segmentation_says_what_it_does_in_order(segmented):
     request, events, _ = segmented
     steps = [event for event in events if event["event"] == "progress"]

@@ -136,7 +136,8 @@ def segment(number, request, models, mode, cancelled):
     (out / "points.json").write_text(json.dumps(points))
     files = {"labels": "labels.npy", "confidence": "confidence.npy", "regions": "regions.npy", "points": "points.json"}
     more = {"seconds": {"slices": 0.1}, "device": "cpu", "model": model["name"], "label_set": model["organs"]}
-    return {"event": "done", **files, **more, "organs": measured}
+    warnings = ["MR: it looks like no CT"] if request.get("name") == "MR" else []
+    return {"event": "done", **files, **more, "organs": measured, "warnings": warnings}
 
 
 def finetune(number, request, models, mode, cancelled):

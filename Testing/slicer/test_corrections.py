@@ -91,6 +91,7 @@ def test_a_removed_segment_was_erased_in_all_its_slices(host, tmp_path: Path) ->
     training.add(node, volume, corrected=True)
     told = training.request(training.cases(), tmp_path / "job", MODEL)
     assert told["start_from"] == "abdomen-ct", "the absent organ is known all the same"
+    assert training.plan(training.cases(), MODEL).erased == ["right kidney"]
     assert told["cases"][0]["slices"] == [2, 3]
     assert np.unique(np.load(told["cases"][0]["labels"])).tolist() == [0, LIVER["id"], CAVA["id"]]
 

@@ -370,7 +370,7 @@ def test_other_organs_go_on_from_the_model_as_well(host, make_logic, models):
     greeted(logic)
     training.add(drawn(host, volume, "my lesion", "liver", "vein"), volume)
     plan = training.plan(training.cases(), logic.models[0])
-    assert plan == training.Plan({"liver": 6, "my lesion": 2, "vein": 3}, ["my lesion", "vein"], ["spleen"])
+    assert plan == training.Plan({"liver": 6, "my lesion": 2, "vein": 3}, ["my lesion", "vein"], ["spleen"], [])
     told = trained(logic, models, "lesions")
     assert (told["start_from"], told["method"]) == ("abdomen-ct", "pgp")
     assert told["iterations"] is None, "the engine knows how many serve"
@@ -383,7 +383,7 @@ def test_an_organ_that_is_spelled_otherwise_is_not_called_new(host, make_logic, 
     logic, volume = make_logic(), add_volume(host)
     greeted(logic)
     training.add(drawn(host, volume, "Liver", "SPLEEN"), volume)
-    assert training.plan(training.cases(), logic.models[0]) == training.Plan({"spleen": 1, "liver": 6}, [], [])
+    assert training.plan(training.cases(), logic.models[0]) == training.Plan({"spleen": 1, "liver": 6}, [], [], [])
 
 
 def test_a_training_before_the_engine_has_told_its_models_says_so(host, make_logic, models):

@@ -393,3 +393,34 @@ def test_masks_show_again_when_the_prompts_that_alone_were_shown_are_removed(ben
     bench.widget.enter()
     bench.wait_idle()
     assert node.GetDisplayVisibility()
+
+
+def test_masks_show_again_when_a_run_whose_prompts_alone_were_shown_is_undone(bench):
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "own")
+    node.SetReferenceImageGeometryParameterFromVolumeNode(bench.volume)
+    mask = np.zeros(slicer.util.arrayFromVolume(bench.volume).shape, bool)
+    mask[3:5, 3:6, 3:6] = True
+    paint(node, "lesion", bench.volume, mask)
+    bench.ui.outputSegmentation.setCurrentNode(node)
+    bench.segment()
+    bench.ui.layers.setCurrentText("Prompts")
+    assert not node.GetDisplayVisibility()
+    bench.ui.undoButton.click()
+    assert node.GetDisplayVisibility()
+    assert names(node) == ["lesion"]
+    assert bench.ui.layers.currentText() == "Masks"
+
+
+def test_what_the_engine_warns_of_is_said_with_the_result(bench):
+    bench.volume.SetName("MR")
+    bench.segment()
+    assert bench.status.endswith("on cpu. MR: it looks like no CT.")
+    assert "MR: it looks like no CT." in bench.log
+
+
+def test_an_organ_whose_segment_was_removed_is_told_of_before_it_is_taught_as_absent(bench):
+    node = bench.segment()
+    segmentation = node.GetSegmentation()
+    segmentation.RemoveSegment(segmentation.GetSegmentIdBySegmentName("liver"))
+    bench.ui.useCorrectedButton.click()
+    assert "removed, and so taught as absent: liver." in bench.ui.adaptStatus.text()
