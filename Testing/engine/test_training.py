@@ -28,12 +28,12 @@ from pgpsam.training.augment import Augmentation, Augmenter, ContrastAgent, Crop
 from pgpsam.training.batches import Order
 from pgpsam.training.card import copy_pictures, model_card
 from pgpsam.training.choice import SliceChoice
-from pgpsam.training.commands import finetune_main, settings_of
+from pgpsam.training.commands import evaluate_main, finetune_main, settings_of
 from pgpsam.training.data import IGNORED, annotated_slices, load_case, read_dataset, read_slice_list
 from pgpsam.training.finetune import Curves, TrainingSettings, finetune, learning_rate, make_optimizer, run_key
 from pgpsam.training.losses import class_weights, distillation_loss, segmentation_loss, total_loss
 from pgpsam.training.recipes import going_on, recipe, usual_iterations
-from pgpsam.training.run import evaluate, split_cases, train_on_dataset
+from pgpsam.training.run import evaluate, split_cases, train_on_dataset, unlabelled_between
 from pgpsam.training.selftraining import CONFIDENT_NOTHING, CONFIDENT_ORGAN, Teacher, guessed_samples, load_teacher
 from pgpsam.volume import Volume
 
@@ -532,6 +532,33 @@ def test_the_volumes_are_gone_when_the_training_begins(phantoms, quick_settings,
     settings = replace(quick_settings, iterations=1)
     train_on_dataset(read_dataset(phantoms), tmp_path / "m", settings, SliceChoice(), device="cpu", scored=False)
     assert left == [None, None]
+
+
+def test_slices_that_were_left_out_between_labelled_ones_are_counted():
+    labels = np.zeros((8, 4, 4), np.uint8)
+    assert unlabelled_between(labels) == 0
+    labels[[2, 3, 6], 1, 1] = 5
+    assert unlabelled_between(labels) == 2
+
+
+def test_scores_say_that_slices_were_left_out(phantoms, quick_model, tmp_path, caplog):
+    """Few-shot labels of a held-out case: what is not drawn would count as found in error, without a word."""
+    import nibabel
+
+    data = shutil.copytree(phantoms, tmp_path / "data")
+    stored = nibabel.load(data / "labels" / "case_2.nii.gz")
+    ids = np.asarray(stored.dataobj).copy()
+    ids[:, :, 2:4] = 0
+    nibabel.save(nibabel.Nifti1Image(ids, stored.affine), data / "labels" / "case_2.nii.gz")
+    evaluate(quick_model, data, tmp_path / "scores", looks=1, device="cpu")
+    assert "case_2: 2 slices between its labelled ones show no organ and are scored as background" in caplog.text
+
+
+def test_a_place_for_scores_that_cannot_be_written_is_refused_before_any_work(phantoms, quick_model, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    options = ["--model", str(quick_model), "--data", str(phantoms), "--out", str(tmp_path / "file")]
+    assert evaluate_main(options) == 2
+    assert "is no folder" in capsys.readouterr().err
 
 
 def test_starting_from_a_trained_model(phantoms, quick_model, quick_settings, tmp_path):

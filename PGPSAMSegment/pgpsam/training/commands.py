@@ -465,6 +465,7 @@ def evaluate_main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    check_folder(options.out)
     with ProgressReporter(options.progress) as report:
         summary = evaluate(
             options.model,

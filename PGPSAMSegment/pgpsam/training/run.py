@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pgpsam.errors import UserError
 from pgpsam.labels import LabelSet
@@ -170,6 +171,10 @@ def score_cases(
     known = LabelSet(tuple(label for label in dataset.labels if label.name not in left_out))
     for case in cases:
         loaded = load_case(case, dataset.labels)
+        if gaps := unlabelled_between(loaded.labels):
+            _log.warning(
+                "%s: %d slices between its labelled ones show no organ and are scored as background", case.name, gaps
+            )
         result = segmenter.segment(
             loaded.volume,
             progress=(lambda step, name=case.name: progress(name, step)) if progress else None,  # type: ignore[misc]
@@ -183,6 +188,12 @@ def score_cases(
         trust.append(reliability(found, drawn, result.confidence))
         organs += organ_scores(ids[found], ids[drawn], loaded.volume.spacing, known, case=case.name)
     return CaseScores(organs, slices, sum(trust[1:], trust[0]), failed)
+
+
+def unlabelled_between(labels: NDArray[np.uint8]) -> int:
+    """How many slices of [z, y, x] between the first and the last that show an organ show none: left out, perhaps."""
+    filled = np.flatnonzero(labels.any((1, 2)))
+    return int(filled[-1] - filled[0] + 1 - len(filled)) if len(filled) else 0
 
 
 def evaluate(
