@@ -64,7 +64,7 @@ class _Compared:
 
 def asked(segmentationNode: Any) -> set[str]:
     """Names of the organs that the model was asked for, as far as the scene tells."""
-    return table.rows(segmentationNode).keys() | firstresult.organs(segmentationNode)
+    return table.organs(segmentationNode) | firstresult.organs(segmentationNode)
 
 
 def changes(segmentationNode: Any) -> list[Change]:
@@ -97,16 +97,26 @@ def corrected_slices(segmentationNode: Any) -> tuple[list[int], int]:
     Raises:
         SceneError: as `changes`.
     """
-    first, segmentation = _first(segmentationNode), segmentationNode.GetSegmentation()
-    chosen = segments.by_organ(segmentation, segments.ids(segmentation), asked(segmentationNode))
+    first = _first(segmentationNode)
     axis = next((int(entry["axis"]) for entry in first.entries.values()), 0)
     others = tuple(other for other in range(3) if other != axis)
     touched = np.zeros(first.shape[axis], bool)
-    for each in _compared(segmentationNode, first):
-        if not each.same and each.segment == chosen.get(each.organ, ""):
+    for each in _that_count(segmentationNode, first):
+        if not each.same:
             now, then = _masks(segmentationNode, each, first)
             touched |= (now != then).any(axis=others)
     return np.flatnonzero(touched).tolist(), axis
+
+
+def volumes(segmentationNode: Any) -> set[str]:
+    """Which volumes' voxels the result is of that was corrected, see `grid.voxels_of`, as far as this is known.
+
+    Raises:
+        SceneError: as `changes`.
+    """
+    first = _first(segmentationNode)
+    given = [first.entries[each.given]["voxels"] for each in _that_count(segmentationNode, first) if each.given]
+    return {voxels for voxels in given if voxels}
 
 
 def training_case(
@@ -192,6 +202,13 @@ def _compared(segmentationNode: Any, first: First) -> list[_Compared]:
             found.append(_Compared(segment_id, segment.GetName(), organ, given, same))
     there = {each.organ for each in found}
     return found + [_Compared("", organ, organ, key, False) for organ, key in latest.items() if organ not in there]
+
+
+def _that_count(segmentationNode: Any, first: First) -> list[_Compared]:
+    """The same, but of several segments of an organ the one that the user worked on."""
+    segmentation = segmentationNode.GetSegmentation()
+    chosen = segments.by_organ(segmentation, segments.ids(segmentation), asked(segmentationNode))
+    return [each for each in _compared(segmentationNode, first) if each.segment == chosen.get(each.organ, "")]
 
 
 def _masks(segmentationNode: Any, each: _Compared, first: First) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

@@ -44,13 +44,13 @@ from .nodes import (
     add_beside,
     batch,
     companion,
+    frame_of,
     is_confidence,
     is_prompts,
     remove,
 )
 from .overlay import overlay_confidence, put_confidence, withdraw
 from .prompts import put_prompts, show
-from .segments import kept
 from .table import put_table
 from .undo import RunHistory, remove_result
 
@@ -63,6 +63,7 @@ __all__ = [
     "discard_partial",
     "export_volume",
     "kept",
+    "output_at",
     "output_of",
     "overlay_confidence",
     "remove_result",
@@ -75,7 +76,8 @@ __all__ = [
 ]
 
 _SENT_PLACES = "places.npy"  # beside the voxels that the engine gets: where they lay, see `_places`
-# Of a volume: a reference to the segmentation that its results go to, or this attribute where a new one was chosen.
+# Of a volume: a reference to the segmentation that its results go to, or to itself where a new one was chosen. Not an
+# attribute: a sequence's frames bring their own.
 _OUTPUT = PREFIX + "output"
 _PREVIEW = PREFIX + "preview"  # attribute: ID of the volume whose finished slices a segmentation shows
 
@@ -161,7 +163,8 @@ def show_result(
     with batch(volumeNode.GetScene()):
         discard_partial(volumeNode)
         if segmentationNode is None:
-            segmentationNode = _add_segmentation(volumeNode, f"{volumeNode.GetName()} segmentation")
+            frame = f" frame {frame_of(volumeNode)}" if frame_of(volumeNode) else ""
+            segmentationNode = _add_segmentation(volumeNode, f"{volumeNode.GetName()}{frame} segmentation")
             history.made(segmentationNode)
         else:
             _follow_transform(segmentationNode, volumeNode)
@@ -184,12 +187,14 @@ def _put(run: _Run, segmentationNode: Any, volumeNode: Any, overwrite: bool, rep
     _adopt_geometry(segmentationNode, volumeNode)
     segmentationNode.SetNodeReferenceID(VOLUME, volumeNode.GetID())
     affine = ijk_to_ras(volumeNode)
-    written = segments.put_organs(segmentation, run.labels, affine, run.organs, run.model, overwrite, replace)
+    voxels = _known_voxels(segmentationNode, volumeNode)
+    written = segments.put_organs(segmentation, run.labels, affine, run.organs, run.model, voxels, overwrite, replace)
     put_prompts(segmentationNode, volumeNode, run.regions, run.points, run.organs)
     put_confidence(segmentationNode, volumeNode, run.confidence)
     firstresult.keep(segmentationNode, volumeNode, [organ["name"] for organ in run.organs])
     review.build(segmentationNode, written)
-    put_table(segmentationNode, volumeNode, run.figures, review.slices_to_check(segmentationNode, written))
+    to_check = review.slices_to_check(segmentationNode, written)
+    put_table(segmentationNode, volumeNode, run.figures, to_check, written)
 
 
 def check_volume(volumeNode: Any) -> None:
@@ -274,19 +279,50 @@ def check_target(segmentationNode: Any, volumeNode: Any) -> None:
 
 def segmentation_of(volumeNode: Any) -> Any:
     """The latest segmentation that holds results of a volume, or None."""
-    if volumeNode is None:
-        return None
+    return next(reversed(_segmentations_of(volumeNode)), None) if volumeNode is not None else None
+
+
+def _segmentations_of(volumeNode: Any) -> list[Any]:
     nodes = slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
-    return next((node for node in reversed(nodes) if node.GetNodeReference(VOLUME) is volumeNode), None)
+    return [node for node in nodes if node.GetNodeReference(VOLUME) is volumeNode]
+
+
+def kept(segmentationNode: Any, organs: Iterable[str]) -> list[tuple[str, str]]:
+    """The segments that another run of `organs` on the same volume would put its own result beside: (ID, name)."""
+    volume = segmentationNode.GetNodeReference(VOLUME)
+    voxels = _known_voxels(segmentationNode, volume) if volume is not None and volume.GetImageData() is not None else ()
+    return segments.kept(segmentationNode.GetSegmentation(), organs, voxels)
+
+
+def _known_voxels(segmentationNode: Any, volumeNode: Any) -> list[str]:
+    """The volume's voxels, and as what else it was segmented here: other frames of a sequence are no earlier states."""
+    other_frames = frame_of(volumeNode) and not frame_of(segmentationNode)
+    return [voxels_of(volumeNode), *(() if other_frames else firstresult.volumes(segmentationNode))]
 
 
 def output_of(volumeNode: Any) -> Any:
     """Where a volume's results go: what was chosen for it, else the latest that holds some; None for a new one."""
-    if volumeNode is None or volumeNode.GetAttribute(_OUTPUT):
+    chosen = volumeNode.GetNodeReference(_OUTPUT) if volumeNode is not None else None
+    if volumeNode is None or chosen is volumeNode:
         return None
-    chosen = volumeNode.GetNodeReference(_OUTPUT)
     fits = chosen is not None and chosen.GetNodeReference(VOLUME) in (None, volumeNode)
-    return chosen if fits else segmentation_of(volumeNode)
+    return output_at(volumeNode, chosen if fits else segmentation_of(volumeNode))
+
+
+def output_at(volumeNode: Any, segmentationNode: Any) -> Any:
+    """Where a result goes that was meant for this segmentation, so that every frame of a sequence has its own.
+
+    Returns:
+        The segmentation itself, unless its results are of other frames than the one that is shown: then the latest
+        with results of that one, or None for a new one.
+    """
+    if segmentationNode is None or not frame_of(volumeNode) or frame_of(segmentationNode):
+        return segmentationNode
+    shown, made_on = voxels_of(volumeNode), firstresult.volumes(segmentationNode)
+    if not made_on or shown in made_on:
+        return segmentationNode
+    nodes = reversed(_segmentations_of(volumeNode))
+    return next((node for node in nodes if shown in firstresult.volumes(node)), None)
 
 
 def choose_output(volumeNode: Any, segmentationNode: Any) -> None:
@@ -295,8 +331,7 @@ def choose_output(volumeNode: Any, segmentationNode: Any) -> None:
     Args:
         segmentationNode: None for a new one.
     """
-    volumeNode.SetAttribute(_OUTPUT, "new" if segmentationNode is None else None)
-    volumeNode.SetNodeReferenceID(_OUTPUT, None if segmentationNode is None else segmentationNode.GetID())
+    volumeNode.SetNodeReferenceID(_OUTPUT, (volumeNode if segmentationNode is None else segmentationNode).GetID())
 
 
 def volume_of(segmentationNode: Any, volumeNode: Any) -> Any:

@@ -74,7 +74,7 @@ class SegmentPanel(JobPanel):
         parameters, organs = self.parameters, self.host.choices.organs
         self.logic.segment(
             parameters.inputVolume,
-            parameters.outputSegmentation,
+            scene.output_at(parameters.inputVolume, parameters.outputSegmentation),
             organs=organs if self.logic.models else None,
             model=parameters.model,
             device=self.host.device,
@@ -123,7 +123,7 @@ class SegmentPanel(JobPanel):
         volume = node.GetNodeReference(VOLUME)
         if volume is not self.parameters.inputVolume:  # the user has gone on to another one
             text = f"'{volume.GetName()}': {text}"
-        kept = ", ".join(f"'{name}'" for _id, name in scene.kept(node.GetSegmentation(), found))
+        kept = ", ".join(f"'{name}'" for _id, name in scene.kept(node, found))
         if kept:
             text += " " + _("Your own work stays, and the result is beside it: {names}.").format(names=kept)
         text = " ".join([text, *(f"{line}." for line in event.get("warnings", []))])

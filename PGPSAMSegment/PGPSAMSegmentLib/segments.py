@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -29,6 +29,7 @@ MODEL_TAG = PREFIX + "model"
 CONTENT_TAG = PREFIX + "content"
 SIGN_TAG = PREFIX + "sign"
 SLICES_TAG = PREFIX + "slices"
+VOXELS_TAG = PREFIX + "voxels"  # of the volume that the result is of, see `grid.voxels_of`; earlier versions have none
 _NOT_KEPT = re.compile(r'["|\x00-\x1f]')  # what tags and tables lose when Slicer saves and loads them
 
 
@@ -174,14 +175,18 @@ def remove_untouched(segmentation: Any) -> None:
             segmentation.RemoveSegment(organ.segment_id)
 
 
-def kept(segmentation: Any, organs: Iterable[str]) -> list[tuple[str, str]]:
-    """What a run of `organs` would leave as it is and put its own result beside: (segment ID, name)."""
+def kept(segmentation: Any, organs: Iterable[str], voxels: Collection[str]) -> list[tuple[str, str]]:
+    """What a run of `organs` would leave as it is and put its own result beside: (segment ID, name).
+
+    Args:
+        voxels: as for `put_organs`.
+    """
     wanted = {organ.lower() for organ in organs}
     found = []
     for segment_id in ids(segmentation):
         segment = segmentation.GetSegment(segment_id)
         organ = tag(segment, ORGAN_TAG)
-        if (organ or segment.GetName()).lower() in wanted and not is_untouched(segmentation, segment_id):
+        if (organ or segment.GetName()).lower() in wanted and not _may_go(segmentation, segment_id, voxels):
             found.append((segment_id, segment.GetName()))
     return found
 
@@ -192,6 +197,7 @@ def put_organs(
     affine: NDArray[np.float64],
     organs: Sequence[dict[str, Any]],
     model: str,
+    voxels: Sequence[str],
     overwrite: bool = False,
     replace: Iterable[str] = (),
 ) -> list[str]:
@@ -202,12 +208,13 @@ def put_organs(
         affine: [4, 4], (i, j, k) to the segmentation's own RAS mm.
         organs: {"id", "name", "color", "snomed", "axis", "slice_confidence"} each. An organ without voxels gets
             no segment; an untouched one of an earlier run is removed.
+        voxels: of the volume, and then of those whose results are replaced, too; a copy of another's result stays.
         overwrite: our own segments are replaced even if they were edited, but not if they were renamed.
         replace: IDs of segments, of whomever, that are to be replaced if they bear an organ's name.
     """
     layer = labelmap(labels, affine)
     found = _present(layer)
-    slots = {organ["name"]: _slots(segmentation, organ["name"], overwrite, set(replace)) for organ in organs}
+    slots = {organ["name"]: _slots(segmentation, organ["name"], voxels, overwrite, set(replace)) for organ in organs}
     leaving = {segment_id for slot in slots.values() for segment_id in slot}
     derived = _derived(segmentation)
     for segment_id in leaving:
@@ -220,7 +227,7 @@ def put_organs(
         for segment_id in slot:
             segmentation.RemoveSegment(segment_id)
     for segment_id, organ in zip(written, [o for o in organs if o["id"] in found], strict=True):
-        _mark(segmentation, segment_id, organ, model)
+        _mark(segmentation, segment_id, organ, model, voxels[0])
     for name in derived:
         segmentation.CreateRepresentation(name, False)  # for the segments that lack it, no others
     return written
@@ -235,7 +242,7 @@ def put_regions(
     """Writes one segment per organ with the region its prompt attended to; untouched ones of these organs go."""
     layer = labelmap(regions, affine)
     found = _present(layer)
-    leaving = {segment_id for organ in organs for segment_id in _slots(segmentation, organ["name"], False, set())}
+    leaving = {segment_id for organ in organs for segment_id in _slots(segmentation, organ["name"], (), False, set())}
     for segment_id in leaving:
         _empty(segmentation, segment_id, leaving)
     for segment_id in leaving:
@@ -279,14 +286,20 @@ def _present(layer: Any) -> set[int]:
     return set(np.flatnonzero(sum(np.bincount(plane.ravel(), minlength=256) for plane in view(layer))).tolist())
 
 
-def _slots(segmentation: Any, organ: str, overwrite: bool, replace: set[str]) -> list[str]:
+def _may_go(segmentation: Any, segment_id: str, voxels: Collection[str]) -> bool:
+    """Whether a segment is the untouched result of a run on one of these volumes' voxels, as far as is known."""
+    made_on = tag(segmentation.GetSegment(segment_id), VOXELS_TAG)
+    return made_on in ("", *voxels) and is_untouched(segmentation, segment_id)
+
+
+def _slots(segmentation: Any, organ: str, voxels: Collection[str], overwrite: bool, replace: set[str]) -> list[str]:
     """The segments that this organ's new result may take the place of."""
     slots = []
     for segment_id in ids(segmentation):
         segment = segmentation.GetSegment(segment_id)
         mine = tag(segment, ORGAN_TAG) == organ
         again = overwrite and not _is_renamed(segmentation, segment_id)
-        if (mine and (again or is_untouched(segmentation, segment_id))) or (
+        if (mine and (again or _may_go(segmentation, segment_id, voxels))) or (
             segment_id in replace and (mine or segment.GetName().lower() == organ.lower())
         ):
             slots.append(segment_id)
@@ -320,12 +333,13 @@ def _write(segmentation: Any, layer: Any, organ: dict[str, Any], slot: str | Non
     return slot
 
 
-def _mark(segmentation: Any, segment_id: str, organ: dict[str, Any], model: str) -> None:
+def _mark(segmentation: Any, segment_id: str, organ: dict[str, Any], model: str, voxels: str) -> None:
     segment = segmentation.GetSegment(segment_id)
     confidence = {str(index): round(float(value), 4) for index, value in organ["slice_confidence"].items()}
     segment.SetTag(ORGAN_TAG, organ["name"])
     segment.SetTag(LABEL_TAG, str(organ["id"]))
     segment.SetTag(MODEL_TAG, model)
+    segment.SetTag(VOXELS_TAG, voxels)
     segment.SetTag(SLICES_TAG, json.dumps({"axis": organ["axis"], "confidence": confidence}, separators=(",", ":")))
     _sign(segmentation, segment_id)
 

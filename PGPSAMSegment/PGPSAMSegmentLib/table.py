@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -28,7 +29,10 @@ DIGITS = (3, 1, 2)  # of volume, intensity and confidence; a voxel of 1 mm is 0.
 
 
 def rows(segmentationNode: Any) -> dict[str, tuple[float, float, float, str]]:
-    """Organ -> (volume in mL, mean HU, mean confidence, slices to check), as the scene's table says; {} without."""
+    """(volume in mL, mean HU, mean confidence, slices to check) of each organ, as the scene's table says; {} without.
+
+    An organ of two segments has two rows, "liver" and "liver (2)".
+    """
     node = companion(segmentationNode, TABLE)
     if node is None or node.GetTable().GetNumberOfColumns() != len(COLUMNS):
         return {}
@@ -41,20 +45,37 @@ def rows(segmentationNode: Any) -> dict[str, tuple[float, float, float, str]]:
     return found
 
 
+def organs(segmentationNode: Any) -> set[str]:
+    """Names of the organs that the table has rows of, found or not."""
+    return {_organ(row, firstresult.organs(segmentationNode)) for row in rows(segmentationNode)}
+
+
 def put_table(
-    segmentationNode: Any, volumeNode: Any, organs: Sequence[dict[str, Any]], to_check: dict[str, str]
+    segmentationNode: Any,
+    volumeNode: Any,
+    organs: Sequence[dict[str, Any]],
+    to_check: dict[str, str],
+    written: Iterable[str],
 ) -> None:
-    """Writes a row for each organ of a run; rows of other organs stay.
+    """Writes a row for each organ of a run; other rows stay.
 
     Args:
         organs: {"name", "volume_ml", "mean_hu", "confidence"} each; a figure may be None.
         to_check: organ -> its slices to look at, counted from 1, such as "40-43, 57".
+        written: IDs of the segments of those that were found.
     """
-    lines = rows(segmentationNode)
+    lines, segmentation = rows(segmentationNode), segmentationNode.GetSegmentation()
+    fresh = [segments.describe(segmentation, segment_id) for segment_id in written]
+    names = {organ.organ: _row(organ) for organ in fresh}
     for organ in organs:
         figures = [math.nan if organ[key] is None else float(organ[key]) for key in FIGURES]
         figures = [round(figure, digits) for figure, digits in zip(figures, DIGITS, strict=True)]
-        lines[organ["name"]] = (figures[0], figures[1], figures[2], to_check.get(organ["name"], ""))
+        lines[names.get(organ["name"], organ["name"])] = (
+            figures[0],
+            figures[1],
+            figures[2],
+            to_check.get(organ["name"], ""),
+        )
     node = add_companion(
         segmentationNode, TABLE, "vtkMRMLTableNode", f"{segmentationNode.GetName()} organs", volumeNode
     )
@@ -73,11 +94,11 @@ def measure(segmentationNode: Any) -> None:
     """Brings the figures up to date with what the user did to the segments.
 
     One that he edited is measured anew, as is one that he drew, or gave this name, where the model found none; nothing
-    is said of the model's confidence then. The row of an organ that has no segment any more goes. Of two segments of
-    an organ, the row is the latest result's.
+    is said of the model's confidence then. The row of a segment that is gone goes.
     """
     lines, segmentation = rows(segmentationNode), segmentationNode.GetSegmentation()
     known = firstresult.organs(segmentationNode)
+    organ_of = {row: _organ(row, known) for row in lines}
 
     def rank(organ: segments.OrganSegment) -> tuple[bool, bool]:
         return organ.untouched, not as_written(segmentation, organ.segment_id)
@@ -86,11 +107,16 @@ def measure(segmentationNode: Any) -> None:
         return segments.tag(segmentation.GetSegment(organ.segment_id), segments.ORGAN_TAG) == organ.organ
 
     every = [segments.describe(segmentation, segment_id) for segment_id in segments.ids(segmentation)]
-    every = [replace(organ, organ=segments.spelled(organ.organ, [*lines, *known])) for organ in every]
-    asked = [organ for organ in every if found(organ) or organ.organ in lines or organ.organ in known]
-    there = {organ.organ: organ for organ in sorted(asked, key=rank)}
-    # Rows of organs that were not found stay, and those that only the table still knows (version 0.1.0).
-    now = {name: line for name, line in lines.items() if name in there or not line[0] > 0 or name not in known}
+    every = [replace(organ, organ=segments.spelled(organ.organ, [*organ_of.values(), *known])) for organ in every]
+    asked = [organ for organ in every if found(organ) or organ.organ in {*organ_of.values(), *known}]
+    there = {_row(organ): organ for organ in sorted(asked, key=rank)}
+    shown = {organ.organ for organ in asked}
+
+    def is_left(row: str) -> bool:
+        """Organs that were not found stay, and those that only the table still knows (version 0.1.0)."""
+        return organ_of[row] not in shown and (not lines[row][0] > 0 or organ_of[row] not in known)
+
+    now = {row: line for row, line in lines.items() if row in there or is_left(row)}
     drawn = [name for name, line in now.items() if name not in there and line[0] > 0 and math.isnan(line[2])]
     now |= dict.fromkeys(drawn, (0.0, math.nan, math.nan, ""))  # and are removed: not found again
     volume = _shown(segmentationNode)
@@ -101,12 +127,14 @@ def measure(segmentationNode: Any) -> None:
         if taken_back or not (left and found(organ)):
             figures = _figures(segmentationNode, volume(), organ.segment_id)
             now[name] = (*figures, math.nan, line[3] if line and found(organ) else "")
+    order = list(dict.fromkeys(_organ(row, known) for row in now))  # an organ's rows one below the other
+    now = dict(sorted(now.items(), key=lambda line: order.index(_organ(line[0], known))))
     if repr(now) != repr(lines):  # nan is not equal to itself
         _write(companion(segmentationNode, TABLE), now)
 
 
 def cut_off(segmentationNode: Any) -> set[str]:
-    """The organs that reach the volume's first or last slice, so that a part of them may lie outside the scan."""
+    """The rows of organs that reach the volume's first or last slice, so that a part may lie outside the scan."""
     segmentation, volume = segmentationNode.GetSegmentation(), segmentationNode.GetNodeReference(nodes.VOLUME)
     if volume is None or volume.GetImageData() is None or not same_grid(segmentationNode, volume):
         return set()
@@ -115,8 +143,20 @@ def cut_off(segmentationNode: Any) -> set[str]:
         voxels, start = segment_box(segmentation, organ.segment_id) or (np.empty((0, 0, 0)), (0, 0, 0))
         first, depth = start[organ.axis], shape_of(volume)[organ.axis]
         if voxels.size and depth > 1 and (first == 0 or first + voxels.shape[organ.axis] == depth):
-            found.add(organ.organ)
+            found.add(_row(organ))
     return found
+
+
+def _row(organ: segments.OrganSegment) -> str:
+    """The name of a segment's row: the organ's, but "liver (2)" for a second one."""
+    same = segments.spelled_plainly(organ.name) == segments.spelled_plainly(organ.organ)
+    return organ.organ if same else organ.name
+
+
+def _organ(row: str, known: Collection[str]) -> str:
+    """The organ of a row, if it is one of those that the model found."""
+    numbered = re.fullmatch(r"(.+) \(\d+\)", row)
+    return numbered[1] if numbered and row not in known and numbered[1] in known else row
 
 
 def _shown(segmentationNode: Any) -> Callable[[], Any]:

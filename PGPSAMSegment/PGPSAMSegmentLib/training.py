@@ -240,7 +240,12 @@ def _check(segmentationNode: Any, volumeNode: Any, corrected: bool, voxels: str 
     """
     check_volume(volumeNode)
     check_grid(segmentationNode, volumeNode)
-    made_on = firstresult.volumes(segmentationNode) if corrected else set()
+    made_on = corrections.volumes(segmentationNode) if corrected else set()
+    if len(made_on) > 1:
+        raise SceneError(
+            f"'{segmentationNode.GetName()}' holds results of several frames, or of a volume before and after a change",
+            "Remove the segments of all but one; or segment each into a new segmentation, and correct that result",
+        )
     if (made_on | ({voxels} if voxels else set())) - {voxels_of(volumeNode)}:
         raise SceneError(
             f"the volume '{volumeNode.GetName()}' does not show what '{segmentationNode.GetName()}' was made on",

@@ -146,7 +146,7 @@ class Session:
         state.update({"engine": "working", "cancelling": False, "error": ""})
         state.update({"stage": "Starting", "known": False, "percent": 0.0, "spent": ""})
         self.say(f"Segmenting '{volume.GetName()}' with '{state.model}', {len(state.chosen)} organs.")
-        for _, name in scene.kept(node.GetSegmentation(), state.chosen) if node is not None else []:
+        for _, name in scene.kept(node, state.chosen) if node is not None else []:
             self.say(f"'{name}' is your work: it stays, and the result goes beside it.")
 
     def cancel(self) -> None:

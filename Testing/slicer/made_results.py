@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,29 @@ def add_volume(
     array = np.arange(np.prod(shape), dtype=np.int16).reshape(shape)
     affine = np.diag([0.7, 1.3, 2.5, 1.0]) if affine is None else affine
     return slicer.util.addVolumeFromArray(array, slicer.util.vtkMatrixFromArray(affine), name)
+
+
+def add_sequence(host: Any, frames: int = 2, name: str = "4D CT") -> tuple[Any, Callable[[int], None]]:
+    """A sequence of volumes whose voxels are the frame's number, from 0.
+
+    Returns:
+        Its proxy volume, which shows frame 0, and what shows another one.
+    """
+    sequence = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceNode", name)
+    for frame in range(frames):
+        still = add_volume(host, name=f"still {frame}")
+        slicer.util.arrayFromVolume(still)[:] = frame
+        sequence.SetDataNodeAtValue(still, str(frame))
+        slicer.mrmlScene.RemoveNode(still)
+    browser = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceBrowserNode", f"{name} browser")
+    browser.SetAndObserveMasterSequenceNodeID(sequence.GetID())
+
+    def show(frame: int) -> None:
+        browser.SetSelectedItemNumber(frame)
+        slicer.modules.sequences.logic().UpdateProxyNodesFromSequences(browser)
+
+    show(0)
+    return browser.GetProxyNode(sequence), show
 
 
 def labels_of(shape: tuple[int, int, int] = SHAPE) -> NDArray[np.uint8]:

@@ -85,7 +85,7 @@ def test_a_renamed_segment_is_the_users(host, tmp_path: Path) -> None:
         assert names(node) == ["liver of model 1", "right kidney", "inferior vena cava", "liver"]
         np.testing.assert_array_equal(mask_of(node, "liver of model 1", volume), labels == LIVER["id"])
         np.testing.assert_array_equal(mask_of(node, "liver", volume), moved == LIVER["id"])
-        assert [name for _, name in scene.kept(node.GetSegmentation(), ["liver"])] == ["liver of model 1"]
+        assert [name for _, name in scene.kept(node, ["liver"])] == ["liver of model 1"]
 
 
 @pytest.mark.parametrize("name", ["liver", "liver, first model"])

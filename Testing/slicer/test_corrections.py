@@ -446,48 +446,6 @@ def test_the_review_follows_a_bend_that_was_put_on_later(host, tmp_path: Path) -
     np.testing.assert_allclose(review.position(node, item), spline.TransformPoint(straight), atol=1e-6)
 
 
-def test_a_frame_that_the_labels_were_not_drawn_on_is_refused(host, tmp_path: Path) -> None:
-    sequence = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceNode", "4D CT")
-    for frame in range(2):
-        still = add_volume(host, name=f"frame {frame}")
-        slicer.util.arrayFromVolume(still)[:] = frame
-        sequence.SetDataNodeAtValue(still, str(frame))
-        slicer.mrmlScene.RemoveNode(still)
-    browser = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceBrowserNode", "browser")
-    browser.SetAndObserveMasterSequenceNodeID(sequence.GetID())
-
-    def show(frame: int) -> Any:
-        browser.SetSelectedItemNumber(frame)
-        slicer.modules.sequences.logic().UpdateProxyNodesFromSequences(browser)
-        return browser.GetProxyNode(sequence)
-
-    volume = show(0)
-    node = scene.show_result(volume, write_result(tmp_path, labels_of()))
-    edited(node, volume)
-    show(1)
-    with pytest.raises(scene.SceneError, match="does not show what '4D CT segmentation' was made on"):
-        training.add(node, volume, corrected=True)
-    show(0)
-    training.add(node, volume, corrected=True)
-    show(1)
-    with pytest.raises(scene.SceneError, match="does not show what '4D CT segmentation' was made on"):
-        training.request(training.cases(), tmp_path / "job", MODEL)
-    show(0)
-    assert training.request(training.cases(), tmp_path / "job", MODEL)["cases"][0]["slices"] == [4]
-    table.measure(node)
-    assert table.rows(node)["liver"][1] == 0.0
-    show(1)
-    edited(node, volume, k=3)
-    table.measure(node)
-    assert math.isnan(table.rows(node)["liver"][1]), "the mean of another frame is not the organ's"
-    training.remove(node)
-    scene.show_result(volume, write_result(tmp_path, np.roll(labels_of(), 1, axis=1)), node)
-    for frame in range(2):  # the kept liver is of the one, all the others of the other
-        show(frame)
-        with pytest.raises(scene.SceneError, match="does not show what '4D CT segmentation' was made on"):
-            training.add(node, volume, corrected=True)
-
-
 def test_prompts_are_no_case(host, tmp_path: Path) -> None:
     volume = add_volume(host)
     node = scene.show_result(volume, write_result(tmp_path, labels_of()))
@@ -539,6 +497,33 @@ def test_the_table_follows_edits_and_removed_segments(host, tmp_path: Path) -> N
     assert intensity == pytest.approx(slicer.util.arrayFromVolume(volume)[cavity].mean(), abs=0.05)
     assert (math.isnan(confidence), slices) == (True, "4")
     assert rows["inferior vena cava"] == before["inferior vena cava"]
+
+
+def test_two_segments_of_an_organ_have_a_row_each(host, tmp_path: Path) -> None:
+    """The user's own liver is no place for the figures of the model's."""
+    volume, labels = add_volume(host), labels_of()
+    mine = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "mine")
+    mine.SetReferenceImageGeometryParameterFromVolumeNode(volume)
+    own = np.zeros(SHAPE, bool)
+    own[4, 4, 4:6] = True
+    paint(mine, "liver", volume, own)
+    node = scene.show_result(volume, write_result(tmp_path, labels, slice_confidence={"liver": {3: 0.5}}), mine)
+    assert list(table.rows(node)) == ["liver (2)", "right kidney", "inferior vena cava"]
+    assert table.rows(node)["liver (2)"] == (0.336, 55.5, 0.91, "4")
+    table.measure(node)
+    rows = table.rows(node)
+    assert list(rows) == ["liver (2)", "liver", "right kidney", "inferior vena cava"]
+    assert rows["liver"][0] == pytest.approx(2 * 0.7 * 1.3 * 2.5 / 1000, abs=0.0005)
+    assert math.isnan(rows["liver"][2])
+    assert rows["liver (2)"] == (0.336, 55.5, 0.91, "4")
+    assert corrections.asked(node) == {"liver", "right kidney", "inferior vena cava"}
+    assert table.cut_off(node) == {"inferior vena cava"}
+    node.GetSegmentation().RemoveSegment(node.GetSegmentation().GetSegmentIdBySegmentName("liver (2)"))
+    table.measure(node)
+    assert list(table.rows(node)) == ["liver", "right kidney", "inferior vena cava"]
+    node.GetSegmentation().RemoveSegment(node.GetSegmentation().GetSegmentIdBySegmentName("liver"))
+    table.measure(node)
+    assert list(table.rows(node)) == ["right kidney", "inferior vena cava"]
 
 
 def test_an_organ_that_was_drawn_and_removed_again_is_not_found_again(host, tmp_path: Path) -> None:

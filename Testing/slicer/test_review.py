@@ -125,13 +125,13 @@ def test_a_status_that_the_user_gave_stays_while_places_are_checked(host, tmp_pa
 
 
 def test_the_table_names_the_slices_of_the_segment_that_it_measures(host, tmp_path: Path) -> None:
-    """A checked liver stays, and the new one goes beside it: the row "liver" is the new one's."""
+    """A checked liver stays, and the new one goes beside it."""
     volume = add_volume(host)
     node = shown(tmp_path, volume, DOUBTS)
     review.mark(node, next(item for item in review.items(node) if item.organ == "liver"))
     scene.show_result(volume, write_result(tmp_path / "out", labels_of(), slice_confidence={"liver": {4: 0.3}}), node)
     assert "liver (2)" in names(node)
-    assert table.rows(node)["liver"][3] == "5"
+    assert [table.rows(node)[row][3] for row in ("liver", "liver (2)")] == ["3-4, 6", "5"]
 
 
 def test_places_in_a_segment_that_was_removed_come_back_with_it(host, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from made_results import (
     OBLIQUE,
     OWN,
     SHAPE,
+    add_sequence,
     add_volume,
     labels_of,
     mask_of,
@@ -130,18 +131,8 @@ def test_volumes_that_cannot_be_segmented_say_why(host, tmp_path: Path) -> None:
 
 
 def test_a_sequence_gives_the_frame_that_it_shows(host, tmp_path: Path) -> None:
-    sequence = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceNode", "beat")
-    for frame in range(3):
-        volume = add_volume(host, name=f"frame {frame}")
-        slicer.util.arrayFromVolume(volume)[:] = frame
-        sequence.SetDataNodeAtValue(volume, str(frame))
-        slicer.mrmlScene.RemoveNode(volume)
-    browser = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceBrowserNode", "browser")
-    browser.SetAndObserveMasterSequenceNodeID(sequence.GetID())
-    logic = slicer.modules.sequences.logic()
-    browser.SetSelectedItemNumber(2)
-    logic.UpdateProxyNodesFromSequences(browser)
-    proxy = browser.GetProxyNode(sequence)
+    proxy, show = add_sequence(host, frames=3)
+    show(2)
     assert np.unique(np.load(scene.export_volume(proxy, tmp_path)["volume"])).tolist() == [2]
 
 
@@ -395,7 +386,7 @@ def test_a_segment_that_was_marked_without_a_grid_counts_as_edited(host, tmp_pat
 def test_hand_made_segments_stay_bit_identical(host, tmp_path: Path) -> None:
     volume, labels = add_volume(host), labels_of()
     node, masks = with_hand_made(host, volume)
-    assert scene.kept(node.GetSegmentation(), ["liver", "spleen"])[0][1] == "liver"
+    assert scene.kept(node, ["liver", "spleen"])[0][1] == "liver"
     for _ in range(2):  # the second run replaces the first one's segments, in place
         assert scene.show_result(volume, write_result(tmp_path, labels), node) is node
         assert names(node) == ["liver", "tumour", "liver (2)", "right kidney", "inferior vena cava"]
@@ -462,7 +453,7 @@ def test_an_edited_segment_of_ours_is_kept_unless_told_otherwise(host, tmp_path:
     edited = labels == LIVER["id"]
     edited[1, 2, 3] = False
     paint(node, "liver", volume, edited)
-    assert [name for _, name in scene.kept(node.GetSegmentation(), [o["name"] for o in LABEL_SET])] == ["liver"]
+    assert [name for _, name in scene.kept(node, [o["name"] for o in LABEL_SET])] == ["liver"]
     scene.show_result(volume, write_result(tmp_path, labels), node)
     assert names(node) == ["liver", "right kidney", "inferior vena cava", "liver (2)"]
     np.testing.assert_array_equal(mask_of(node, "liver", volume), edited)
@@ -485,7 +476,7 @@ def test_a_segment_with_a_status_is_kept(host, tmp_path: Path, status: str) -> N
 def test_the_user_may_name_his_own_segment_to_be_replaced(host, tmp_path: Path) -> None:
     volume, labels = add_volume(host), labels_of()
     node, masks = with_hand_made(host, volume)
-    replaced = [segment_id for segment_id, _ in scene.kept(node.GetSegmentation(), ["liver"])]
+    replaced = [segment_id for segment_id, _ in scene.kept(node, ["liver"])]
     scene.show_result(volume, write_result(tmp_path, labels), node, replace=replaced)
     assert names(node) == ["liver", "tumour", "right kidney", "inferior vena cava"]
     np.testing.assert_array_equal(mask_of(node, "liver", volume), labels == LIVER["id"])
@@ -618,7 +609,7 @@ def test_undo_of_a_later_run_brings_everything_back(host, tmp_path: Path) -> Non
     np.testing.assert_array_equal(mask_of(node, "liver (2)", volume), labels == LIVER["id"])
     np.testing.assert_array_equal(mask_of(node, "right kidney", volume), labels == KIDNEY["id"])
     np.testing.assert_array_equal(slicer.util.arrayFromVolume(nodes.companion(node, nodes.CONFIDENCE)), confidence)
-    assert table.rows(node)["liver"][0] == 0.336
+    assert table.rows(node)["liver (2)"][0] == 0.336
     assert nodes.companion(node, nodes.POINTS).GetNumberOfControlPoints() == 3
     assert history.undo() is node
     assert node.GetNodeReference(nodes.VOLUME) is None

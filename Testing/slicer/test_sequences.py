@@ -1,0 +1,162 @@
+"""Frames of a sequence, and other volumes on the same grid: a result stays with the voxels that it was made on."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import slicer
+from made_results import (
+    KIDNEY,
+    LABEL_SET,
+    LIVER,
+    add_sequence,
+    add_volume,
+    labels_of,
+    mask_of,
+    names,
+    paint,
+    write_result,
+)
+
+from PGPSAMSegmentLib import scene, segments, table, training
+
+MODEL = {"name": "abdomen-ct", "method": "pgp", "organs": LABEL_SET}
+
+
+def erase_a_voxel(node: Any, volume: Any, name: str, k: int) -> None:
+    mask = mask_of(node, name, volume)
+    mask[tuple(np.argwhere(mask & (np.arange(len(mask)) == k)[:, None, None])[0])] = False
+    paint(node, name, volume, mask)
+
+
+def test_every_frame_has_a_segmentation_of_its_own(host, tmp_path: Path) -> None:
+    volume, show = add_sequence(host)
+    first = scene.show_result(volume, write_result(tmp_path, labels_of()), scene.output_of(volume))
+    assert first.GetName() == "4D CT frame 1 segmentation"
+    assert scene.output_of(volume) is first
+    scene.choose_output(volume, first)
+    show(1)
+    assert scene.output_of(volume) is None
+    assert scene.output_at(volume, first) is None, "nor is it replaced if it is still selected in the panel"
+    second = scene.show_result(volume, write_result(tmp_path, np.roll(labels_of(), 1, axis=1)), None)
+    assert second.GetName() == "4D CT frame 2 segmentation"
+    for frame, own in enumerate((first, second)):
+        show(frame)
+        assert scene.output_of(volume) is own
+        assert scene.output_at(volume, first) is own
+    mine = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "mine")
+    assert scene.output_at(volume, mine) is mine, "what holds no results yet takes any"
+
+
+def test_a_new_segmentation_that_was_asked_for_is_asked_for_at_every_frame(host, tmp_path: Path) -> None:
+    volume, show = add_sequence(host)
+    scene.show_result(volume, write_result(tmp_path, labels_of()))
+    scene.choose_output(volume, None)
+    for frame in (0, 1, 0):
+        show(frame)
+        assert scene.output_of(volume) is None
+    assert slicer.util.saveScene(str(tmp_path / "scene.mrb"))
+    slicer.mrmlScene.Clear()
+    slicer.util.loadScene(str(tmp_path / "scene.mrb"))
+    assert scene.output_of(slicer.util.getNode("4D CT")) is None
+
+
+def test_a_frame_s_result_in_a_segmentation_of_another_frame_goes_beside_it(host, tmp_path: Path) -> None:
+    """A script's, or that of a user who insists."""
+    volume, show = add_sequence(host)
+    node = scene.show_result(volume, write_result(tmp_path, labels_of()))
+    show(1)
+    scene.show_result(volume, write_result(tmp_path, np.roll(labels_of(), 1, axis=1)), node, ["liver"])
+    assert names(node) == ["liver", "right kidney", "inferior vena cava", "liver (2)"]
+    np.testing.assert_array_equal(mask_of(node, "liver", volume), labels_of() == LIVER["id"])
+    scene.show_result(volume, write_result(tmp_path, np.roll(labels_of(), 2, axis=1)), node, ["liver"])
+    assert names(node) == ["liver", "right kidney", "inferior vena cava", "liver (2)"]
+    np.testing.assert_array_equal(mask_of(node, "liver (2)", volume), np.roll(labels_of(), 2, axis=1) == LIVER["id"])
+
+
+def test_a_copied_result_of_another_phase_stays(host, tmp_path: Path) -> None:
+    arterial, portal = add_volume(host, name="arterial"), add_volume(host, name="portal")
+    slicer.util.arrayFromVolume(portal)[:] += 1
+    node = scene.show_result(arterial, write_result(tmp_path, labels_of()))
+    mine = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "mine")
+    mine.SetReferenceImageGeometryParameterFromVolumeNode(arterial)
+    source = node.GetSegmentation()
+    liver = source.GetSegmentIdBySegmentName("liver")
+    assert mine.GetSegmentation().CopySegmentFromSegmentation(source, liver)
+    scene.show_result(portal, write_result(tmp_path, np.roll(labels_of(), 1, axis=1)), mine, ["liver"])
+    assert names(mine) == ["liver", "liver (2)"]
+    np.testing.assert_array_equal(mask_of(mine, "liver", portal), labels_of() == LIVER["id"])
+    assert scene.kept(mine, ["liver"]) == [(liver, "liver")]
+
+
+def test_a_volume_that_was_changed_in_place_takes_its_earlier_result_s_place(host, tmp_path: Path) -> None:
+    """It was smoothed, say: the result of before is of no use, and nobody touched it."""
+    volume = add_volume(host)
+    node = scene.show_result(volume, write_result(tmp_path, labels_of()))
+    slicer.util.arrayFromVolume(volume)[:] += 1
+    scene.show_result(volume, write_result(tmp_path, labels_of()), scene.output_of(volume))
+    assert names(node) == [organ["name"] for organ in LABEL_SET]
+
+
+def test_a_frame_that_the_labels_were_not_drawn_on_is_refused(host, tmp_path: Path) -> None:
+    volume, show = add_sequence(host)
+    node = scene.show_result(volume, write_result(tmp_path, labels_of()))
+    refusal = "does not show what '4D CT frame 1 segmentation' was made on"
+    erase_a_voxel(node, volume, "liver", 4)
+    show(1)
+    with pytest.raises(scene.SceneError, match=refusal):
+        training.add(node, volume, corrected=True)
+    show(0)
+    training.add(node, volume, corrected=True)
+    show(1)
+    with pytest.raises(scene.SceneError, match=refusal):
+        training.request(training.cases(), tmp_path / "job", MODEL)
+    show(0)
+    assert training.request(training.cases(), tmp_path / "job", MODEL)["cases"][0]["slices"] == [4]
+    table.measure(node)
+    assert table.rows(node)["liver"][1] == 0.0
+    show(1)
+    erase_a_voxel(node, volume, "liver", 3)
+    table.measure(node)
+    assert math.isnan(table.rows(node)["liver"][1]), "the mean of another frame is not the organ's"
+
+
+def test_two_frames_corrections_in_one_segmentation_are_refused_till_one_frame_s_are_gone(host, tmp_path: Path) -> None:
+    volume, show = add_sequence(host)
+    node = scene.show_result(volume, write_result(tmp_path, labels_of()))
+    erase_a_voxel(node, volume, "liver", 4)
+    show(1)
+    scene.show_result(volume, write_result(tmp_path, np.roll(labels_of(), 1, axis=1)), node)
+    erase_a_voxel(node, volume, "right kidney (2)", 3)
+    for frame in range(2):  # the liver that counts is of the one, the kidney of the other
+        show(frame)
+        with pytest.raises(scene.SceneError, match="holds results of several frames"):
+            training.add(node, volume, corrected=True)
+    segmentation = node.GetSegmentation()
+    for segment_id in segments.ids(segmentation):
+        if "(2)" not in segmentation.GetSegment(segment_id).GetName():
+            segmentation.RemoveSegment(segment_id)
+    training.add(node, volume, corrected=True)
+    assert training.request(training.cases(), tmp_path / "job", MODEL)["cases"][0]["slices"] == [3]
+    assert KIDNEY["id"] in np.load(tmp_path / "job" / "0" / "labels.npy")
+
+
+def test_auto_segment_at_another_frame_makes_a_new_segmentation_and_comes_back_to_the_first(make_bench, host) -> None:
+    bench = make_bench()
+    volume, show = add_sequence(host)
+    bench.open()
+    first = bench.segment()
+    show(1)
+    second = bench.segment()
+    assert second.GetName() == "4D CT frame 2 segmentation"
+    assert bench.ui.outputSegmentation.currentNode() is second
+    assert names(first) == names(second) == ["liver", "spleen"]
+    show(0)
+    assert bench.segment() is first
+    assert names(first) == ["liver", "spleen"]
+    assert bench.ui.outputSegmentation.currentNode() is first
+    assert len(bench.table()) == 2
