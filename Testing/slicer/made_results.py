@@ -169,3 +169,14 @@ def paint(segmentation_node: Any, name: str, volume_node: Any, mask: NDArray[np.
     segmentation = segmentation_node.GetSegmentation()
     segment_id = segmentation.GetSegmentIdBySegmentName(name) or segmentation.AddEmptySegment("", name)
     slicer.util.updateSegmentBinaryLabelmapFromArray(mask.astype(np.uint8), segmentation_node, segment_id, volume_node)
+
+
+def edited(node: Any, volume: Any, name: str = "liver", k: int = 4) -> np.ndarray:
+    """One voxel of a segment erased in slice `k`."""
+    mask = mask_of(node, name, volume)
+    mask[tuple(np.argwhere(mask & (np.arange(len(mask)) == k)[:, None, None])[0])] = False
+    paint(node, name, volume, mask)
+    return mask
+
+
+# ------------------------------------------------------------------------------------ several runs and models

@@ -17,6 +17,7 @@ from made_results import (
     LIVER,
     SHAPE,
     add_volume,
+    edited,
     labels_of,
     mask_of,
     names,
@@ -31,17 +32,6 @@ MODEL = {"name": "abdomen-ct", "method": "pgp", "organs": LABEL_SET}
 
 def changed(node: Any) -> dict[str, int]:
     return {change.organ: change.changed for change in corrections.changes(node) if change.changed}
-
-
-def edited(node: Any, volume: Any, name: str = "liver", k: int = 4) -> np.ndarray:
-    """One voxel of a segment erased in slice `k`."""
-    mask = mask_of(node, name, volume)
-    mask[tuple(np.argwhere(mask & (np.arange(len(mask)) == k)[:, None, None])[0])] = False
-    paint(node, name, volume, mask)
-    return mask
-
-
-# ------------------------------------------------------------------------------------ several runs and models
 
 
 def test_a_model_whose_ids_mean_other_organs_makes_no_corrections(host, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,22 +14,16 @@ from made_results import (
     LIVER,
     add_sequence,
     add_volume,
+    edited,
     labels_of,
     mask_of,
     names,
-    paint,
     write_result,
 )
 
 from PGPSAMSegmentLib import scene, segments, table, training
 
 MODEL = {"name": "abdomen-ct", "method": "pgp", "organs": LABEL_SET}
-
-
-def erase_a_voxel(node: Any, volume: Any, name: str, k: int) -> None:
-    mask = mask_of(node, name, volume)
-    mask[tuple(np.argwhere(mask & (np.arange(len(mask)) == k)[:, None, None])[0])] = False
-    paint(node, name, volume, mask)
 
 
 def test_every_frame_has_a_segmentation_of_its_own(host, tmp_path: Path) -> None:
@@ -106,7 +99,7 @@ def test_a_frame_that_the_labels_were_not_drawn_on_is_refused(host, tmp_path: Pa
     volume, show = add_sequence(host)
     node = scene.show_result(volume, write_result(tmp_path, labels_of()))
     refusal = "does not show what '4D CT frame 1 segmentation' was made on"
-    erase_a_voxel(node, volume, "liver", 4)
+    edited(node, volume, "liver", 4)
     show(1)
     with pytest.raises(scene.SceneError, match=refusal):
         training.add(node, volume, corrected=True)
@@ -120,7 +113,7 @@ def test_a_frame_that_the_labels_were_not_drawn_on_is_refused(host, tmp_path: Pa
     table.measure(node)
     assert table.rows(node)["liver"][1] == 0.0
     show(1)
-    erase_a_voxel(node, volume, "liver", 3)
+    edited(node, volume, "liver", 3)
     table.measure(node)
     assert math.isnan(table.rows(node)["liver"][1]), "the mean of another frame is not the organ's"
 
@@ -128,10 +121,10 @@ def test_a_frame_that_the_labels_were_not_drawn_on_is_refused(host, tmp_path: Pa
 def test_two_frames_corrections_in_one_segmentation_are_refused_till_one_frame_s_are_gone(host, tmp_path: Path) -> None:
     volume, show = add_sequence(host)
     node = scene.show_result(volume, write_result(tmp_path, labels_of()))
-    erase_a_voxel(node, volume, "liver", 4)
+    edited(node, volume, "liver", 4)
     show(1)
     scene.show_result(volume, write_result(tmp_path, np.roll(labels_of(), 1, axis=1)), node)
-    erase_a_voxel(node, volume, "right kidney (2)", 3)
+    edited(node, volume, "right kidney (2)", 3)
     for frame in range(2):  # the liver that counts is of the one, the kidney of the other
         show(frame)
         with pytest.raises(scene.SceneError, match="holds results of several frames"):
@@ -147,7 +140,7 @@ def test_two_frames_corrections_in_one_segmentation_are_refused_till_one_frame_s
 
 def test_auto_segment_at_another_frame_makes_a_new_segmentation_and_comes_back_to_the_first(make_bench, host) -> None:
     bench = make_bench()
-    volume, show = add_sequence(host)
+    _, show = add_sequence(host)
     bench.open()
     first = bench.segment()
     show(1)
