@@ -128,6 +128,25 @@ def shape_of(volumeNode: Any) -> tuple[int, int, int]:
     return k, j, i
 
 
+def frame_with(volumeNode: Any, voxels: str | None) -> Any:
+    """The volume itself; or the item of the sequence that it shows one of, which has these voxels.
+
+    The item is under no transform and in no scene of the user's.
+
+    Args:
+        voxels: see `voxels_of`. None, or where no item has them: the volume itself.
+    """
+    if voxels in (None, voxels_of(volumeNode)):
+        return volumeNode
+    for browser in slicer.util.getNodesByClass("vtkMRMLSequenceBrowserNode", volumeNode.GetScene()):
+        sequence = browser.GetSequenceNode(volumeNode)
+        items = range(sequence.GetNumberOfDataNodes()) if sequence is not None else ()
+        for item in (sequence.GetNthDataNode(n) for n in items):
+            if item.IsA("vtkMRMLScalarVolumeNode") and item.GetImageData() is not None and voxels_of(item) == voxels:
+                return item
+    return volumeNode
+
+
 def voxels_of(volumeNode: Any) -> str:
     """Changes with the volume's voxels: with the frame that a sequence shows, for one."""
     return hashlib.blake2b(np.ascontiguousarray(slicer.util.arrayFromVolume(volumeNode)), digest_size=8).hexdigest()

@@ -19,7 +19,7 @@ import slicer
 
 from . import corrections, firstresult, segments
 from .enginefolder import default_folder
-from .grid import check_grid, check_volume, has_reference, voxels_of
+from .grid import check_grid, check_volume, frame_with, has_reference, ijk_to_world, voxels_of
 from .nodes import PREFIX, SceneError, is_prompts
 
 TRAIN = PREFIX + "train"
@@ -90,7 +90,7 @@ def add(segmentationNode: Any, volumeNode: Any, corrected: bool = False) -> None
     if is_prompts(segmentationNode):
         name = segmentationNode.GetName()
         raise SceneError(f"'{name}' holds prompts of a result, not organs", "Select the segmentation itself")
-    _check(segmentationNode, volumeNode, corrected)
+    _check(segmentationNode, volumeNode, corrected, voxels_of(volumeNode))
     if not has_reference(segmentationNode.GetSegmentation()):  # made from a label map
         segmentationNode.SetReferenceImageGeometryParameterFromVolumeNode(volumeNode)
     segmentationNode.SetNodeReferenceID(TRAIN_VOLUME, volumeNode.GetID())
@@ -211,13 +211,16 @@ def _common_organs(chosen: Sequence[Case]) -> set[str]:
 
 
 def _write(case: Case, folder: Path, ids: dict[str, int]) -> dict[str, Any]:
-    node = case.segmentation
-    slices, axis = _check(node, case.volume, case.corrected, node.GetAttribute(TRAIN_VOXELS))
+    node, added = case.segmentation, case.segmentation.GetAttribute(TRAIN_VOXELS)
+    check_volume(case.volume)
+    frame = frame_with(case.volume, added)  # of a sequence another one may be shown now
+    slices, axis = _check(node, case.volume, case.corrected, voxels_of(frame), added)
     drawn = _segments(node, case.corrected)
     labels = {segment_id: ids[segments.spelled(name, ids)] for name, segment_id in drawn.items()}
     segmentation = node.GetSegmentation()
     labels = dict(sorted(labels.items(), key=lambda each: _precedence(segmentation, each[0])))
-    written = corrections.training_case(node, case.volume, labels, slices, axis, folder)
+    written = corrections.training_case(node, frame, labels, slices, axis, folder)
+    written |= {"name": case.volume.GetName(), "affine": ijk_to_world(case.volume).tolist()}
     if not case.corrected or not firstresult.organs(node):  # the user drew all that there is
         del written["slices"]  # the engine then takes those that show an organ
     return written
@@ -229,11 +232,14 @@ def _precedence(segmentation: Any, segment_id: str) -> tuple[bool, bool]:
     return not ours, segments.is_accepted(segmentation, segment_id)
 
 
-def _check(segmentationNode: Any, volumeNode: Any, corrected: bool, voxels: str | None = None) -> tuple[list[int], int]:
+def _check(
+    segmentationNode: Any, volumeNode: Any, corrected: bool, voxels: str, added: str | None = None
+) -> tuple[list[int], int]:
     """That a segmentation lies on its volume's voxels, that it was made on these, and that there is something to learn.
 
     Args:
-        voxels: of the volume as it was when the case was added; None in scenes of earlier versions.
+        voxels: of the volume, see `grid.voxels_of`.
+        added: these, as they were when the case was added; None in scenes of earlier versions.
 
     Returns:
         As `corrections.corrected_slices`; of a drawn case no slices.
@@ -246,7 +252,7 @@ def _check(segmentationNode: Any, volumeNode: Any, corrected: bool, voxels: str 
             f"'{segmentationNode.GetName()}' holds results of several frames, or of a volume before and after a change",
             "Remove the segments of all but one; or segment each into a new segmentation, and correct that result",
         )
-    if (made_on | ({voxels} if voxels else set())) - {voxels_of(volumeNode)}:
+    if (made_on | ({added} if added else set())) - {voxels}:
         raise SceneError(
             f"the volume '{volumeNode.GetName()}' does not show what '{segmentationNode.GetName()}' was made on",
             "Show the same frame of the sequence again; or segment this one, and correct that result",

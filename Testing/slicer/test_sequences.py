@@ -12,6 +12,7 @@ from made_results import (
     KIDNEY,
     LABEL_SET,
     LIVER,
+    OBLIQUE,
     add_sequence,
     add_volume,
     edited,
@@ -22,6 +23,7 @@ from made_results import (
 )
 
 from PGPSAMSegmentLib import scene, segments, table, training
+from PGPSAMSegmentLib.grid import ijk_to_world
 
 MODEL = {"name": "abdomen-ct", "method": "pgp", "organs": LABEL_SET}
 
@@ -105,10 +107,6 @@ def test_a_frame_that_the_labels_were_not_drawn_on_is_refused(host, tmp_path: Pa
         training.add(node, volume, corrected=True)
     show(0)
     training.add(node, volume, corrected=True)
-    show(1)
-    with pytest.raises(scene.SceneError, match=refusal):
-        training.request(training.cases(), tmp_path / "job", MODEL)
-    show(0)
     assert training.request(training.cases(), tmp_path / "job", MODEL)["cases"][0]["slices"] == [4]
     table.measure(node)
     assert table.rows(node)["liver"][1] == 0.0
@@ -116,6 +114,27 @@ def test_a_frame_that_the_labels_were_not_drawn_on_is_refused(host, tmp_path: Pa
     edited(node, volume, "liver", 3)
     table.measure(node)
     assert math.isnan(table.rows(node)["liver"][1]), "the mean of another frame is not the organ's"
+    slicer.mrmlScene.RemoveNode(slicer.util.getNodesByClass("vtkMRMLSequenceNode")[0])
+    with pytest.raises(scene.SceneError, match=refusal):  # the frame is nowhere any more
+        training.request(training.cases(), tmp_path / "job", MODEL)
+
+
+def test_frames_of_one_sequence_are_cases_of_one_training(host, tmp_path: Path) -> None:
+    volume, show = add_sequence(host)
+    under = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode", "moved")
+    under.SetMatrixTransformToParent(slicer.util.vtkMatrixFromArray(OBLIQUE))
+    volume.SetAndObserveTransformNodeID(under.GetID())
+    for frame in range(2):
+        show(frame)
+        node = scene.show_result(volume, write_result(tmp_path / str(frame), labels_of()))
+        edited(node, volume, k=3 + frame)
+        training.add(node, volume, corrected=True)
+    told = training.request(training.cases(), tmp_path / "job", MODEL)["cases"]
+    assert [case["slices"] for case in told] == [[3], [4]]
+    assert [np.unique(np.load(case["volume"])).tolist() for case in told] == [[0], [1]]
+    for case in told:
+        assert case["name"] == "4D CT"
+        np.testing.assert_allclose(case["affine"], ijk_to_world(volume))
 
 
 def test_two_frames_corrections_in_one_segmentation_are_refused_till_one_frame_s_are_gone(host, tmp_path: Path) -> None:
