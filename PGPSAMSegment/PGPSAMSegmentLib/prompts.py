@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from .nodes import POINTS, PROMPTS, SceneError, add_companion, companion
 from .segments import put_regions
 
 MASKS, BOTH, PROMPTS_ONLY = "masks", "both", "prompts"
+_WEIGHT = "weight "  # how the description of a point of the model's begins; the user's own points have none
 
 
 def put_prompts(
@@ -52,15 +53,42 @@ def _put_points(segmentationNode: Any, volumeNode: Any, points: Sequence[dict[st
         node.GetDisplayNode().SetVisibility3D(False)  # there the names of all slices' points are one unreadable heap
     affine = ijk_to_ras(volumeNode)
     with slicer.util.NodeModify(node):
-        for n in reversed(range(node.GetNumberOfControlPoints())):
-            if node.GetNthControlPointLabel(n) in organs:
-                node.RemoveNthControlPoint(n)
+        remove_points(node, organs)
         for point in points:
             # The node is under the volume's transform, so its own frame is the volume's.
             place = affine @ [*point["ijk"], 1]
-            n = node.AddControlPoint(place[:3].tolist())
-            node.SetNthControlPointLabel(n, point["organ"])
-            node.SetNthControlPointDescription(n, f"weight {point['weight']:.2f}")
+            _add_point(node, place[:3].tolist(), point["organ"], f"{_WEIGHT}{point['weight']:.2f}")
+
+
+def remove_points(node: Any, organs: Container[str] | None = None) -> None:
+    """Takes the model's points out of a list; those that the user has added stay.
+
+    Args:
+        organs: whose points go; None for all.
+    """
+    for n in reversed(range(node.GetNumberOfControlPoints())):
+        if _is_models(node, n) and (organs is None or node.GetNthControlPointLabel(n) in organs):
+            node.RemoveNthControlPoint(n)
+
+
+def restore_points(node: Any, earlier: Any) -> None:
+    """Gives a list the model's points of an earlier copy of it; those that the user has added stay."""
+    with slicer.util.NodeModify(node):
+        remove_points(node)
+        for n in range(earlier.GetNumberOfControlPoints()):
+            if _is_models(earlier, n):
+                place, label = earlier.GetNthControlPointPosition(n), earlier.GetNthControlPointLabel(n)
+                _add_point(node, place, label, earlier.GetNthControlPointDescription(n))
+
+
+def _is_models(node: Any, n: int) -> bool:
+    return bool(node.GetNthControlPointDescription(n).startswith(_WEIGHT))
+
+
+def _add_point(node: Any, place: Sequence[float], label: str, description: str) -> None:
+    n = node.AddControlPoint(place)
+    node.SetNthControlPointLabel(n, label)
+    node.SetNthControlPointDescription(n, description)
 
 
 def show(segmentationNode: Any, what: str) -> None:

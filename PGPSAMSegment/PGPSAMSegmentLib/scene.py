@@ -50,7 +50,7 @@ from .nodes import (
     remove,
 )
 from .overlay import overlay_confidence, put_confidence, withdraw
-from .prompts import put_prompts, show
+from .prompts import put_prompts, remove_points, show
 from .table import put_table
 from .undo import RunHistory, remove_result
 
@@ -462,7 +462,7 @@ def _begin_anew(segmentationNode: Any, volumeNode: Any) -> None:
         segments.remove_untouched(prompts.GetSegmentation())
         prompts.SetReferenceImageGeometryParameterFromVolumeNode(volumeNode)
     if points is not None:
-        points.RemoveAllControlPoints()
+        remove_points(points)
     if figures is not None:
         figures.RemoveAllColumns()
     remove([companion(segmentationNode, FIRST)])

@@ -19,6 +19,7 @@ from . import review, segments
 from .grid import REFERENCE_GEOMETRY, fingerprint
 from .nodes import COMPANIONS, CONFIDENCE, FIRST, POINTS, PROMPTS, TABLE, VOLUME, SceneError, companion, remove
 from .overlay import overlay_confidence
+from .prompts import remove_points, restore_points
 
 DEPTH = 3  # each run keeps a copy of the segmentation
 
@@ -254,12 +255,21 @@ def _restore(segmentationNode: Any, role: str, copy: Any) -> None:
         if added.IsA("vtkMRMLDisplayableNode"):
             added.CreateDefaultDisplayNodes()
         segmentationNode.SetNodeReferenceID(role, added.GetID())
+    elif role == POINTS:
+        restore_points(node, copy)
     elif node is not copy:
         node.CopyContent(copy, not node.IsA("vtkMRMLVolumeNode"))
 
 
 def _remove(segmentationNode: Any, roles: Sequence[str]) -> None:
-    """Removes companions. An overlay goes first, as only it knows what the slice views showed before."""
+    """Removes companions, but for points that the user has added.
+
+    An overlay goes first, as only it knows what the slice views showed before.
+    """
     if CONFIDENCE in roles and companion(segmentationNode, CONFIDENCE) is not None:
         overlay_confidence(segmentationNode, False)
+    points = companion(segmentationNode, POINTS)
+    if POINTS in roles and points is not None:
+        remove_points(points)
+        roles = [role for role in roles if role != POINTS or not points.GetNumberOfControlPoints()]
     remove([companion(segmentationNode, role) for role in roles])

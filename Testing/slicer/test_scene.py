@@ -358,6 +358,32 @@ def test_edits_in_a_segmentation_made_from_a_label_map_are_kept(host, tmp_path: 
     np.testing.assert_array_equal(mask_of(node, "tumour", volume), theirs)
 
 
+@pytest.mark.parametrize("own", [False, True])
+def test_points_that_the_user_added_to_the_prompts_outlast_later_runs_and_their_undo(
+    host, tmp_path: Path, own: bool
+) -> None:
+    """Whether the runs had made the segmentation, or had added to one of the user's."""
+    volume, labels, history = add_volume(host), labels_of(), scene.RunHistory()
+    target = with_hand_made(host, volume)[0] if own else None
+    node = scene.show_result(volume, write_result(tmp_path / "a", labels), target, history=history)
+    points = nodes.companion(node, nodes.POINTS)
+    listed = lambda: [points.GetNthControlPointLabel(n) for n in range(points.GetNumberOfControlPoints())]  # noqa: E731
+    points.AddControlPoint([1.0, 2.0, 3.0], "liver")  # a name that the model's own points have, too
+    moved = write_result(tmp_path / "b", np.roll(labels, 1, axis=1))
+    scene.show_result(volume, moved, node, history=history)
+    organs = [organ["name"] for organ in LABEL_SET]
+    assert sorted(listed()) == sorted(["liver", *organs])
+    points.AddControlPoint([4.0, 5.0, 6.0], "stone")
+    history.undo()
+    assert sorted(listed()) == sorted(["liver", "stone", *organs])
+    places = {tuple(points.GetNthControlPointPosition(n)) for n in range(points.GetNumberOfControlPoints())}
+    seed = np.argwhere(labels == LIVER["id"])[(labels == LIVER["id"]).sum() // 2][::-1]
+    assert {(1.0, 2.0, 3.0), (4.0, 5.0, 6.0), tuple(seed * (0.7, 1.3, 2.5))} <= places
+    history.undo()
+    assert listed() == ["liver", "stone"]
+    assert points.GetScene() is not None
+
+
 def test_undo_sees_edits_of_a_segment_on_a_grid_of_its_own(host, tmp_path: Path) -> None:
     volume, history = add_volume(host), scene.RunHistory()
     coarse = add_volume(host, np.diag([1.4, 2.6, 5.0, 1.0]), (4, 6, 7), name="coarse")
