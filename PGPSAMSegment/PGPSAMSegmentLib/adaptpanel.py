@@ -20,7 +20,8 @@ class AdaptPanel(JobPanel):
         ui = self.ui
         self.view = JobView(ui.adaptButton, ui.adaptBar, ui.adaptStatus)
         self.suggesting = JobView(ui.suggestButton, ui.suggestBar, ui.suggestStatus)
-        self._listed: list[training.Case] = []
+        self._marked: list[training.Case] = []  # as in the list
+        self._listed: list[training.Case] = []  # of these, those to learn from
         self._lines: list[str] = []
         self._planned: Any = None  # what the line is about, see `_about`
         self._suggested: list[suggestions.Place] = []
@@ -106,8 +107,8 @@ class AdaptPanel(JobPanel):
         self.view.tell(self._plan() if self._listed else "")
 
     def _fill(self) -> None:
-        self._listed = training.cases()
-        lines = [self._line(case) for case in self._listed]
+        self._marked, self._listed = training.marked(), training.cases()
+        lines = [self._line(case) for case in self._marked]
         if lines == self._lines:
             return
         self._lines = lines
@@ -116,8 +117,11 @@ class AdaptPanel(JobPanel):
             self.ui.cases.addItem(line)
 
     def _line(self, case: training.Case) -> str:
+        name = case.segmentation.GetName()
+        if case.volume is None:
+            return str(_("{segmentation}: its volume was removed, so it is left out").format(segmentation=name))
         line = _("corrected slices of {segmentation}") if case.corrected else _("{segmentation} on {volume}")
-        return str(line.format(segmentation=case.segmentation.GetName(), volume=case.volume.GetName()))
+        return str(line.format(segmentation=name, volume=case.volume.GetName()))
 
     def _fill_suggestions(self) -> None:
         box, found = self.ui.suggestions, suggestions.of(self.volume)
@@ -191,8 +195,8 @@ class AdaptPanel(JobPanel):
     @slot
     def onRemove(self) -> None:
         row = read(self.ui.cases, "currentRow")
-        if 0 <= row < len(self._listed):
-            training.remove(self._listed[row].segmentation)
+        if 0 <= row < len(self._marked):
+            training.remove(self._marked[row].segmentation)
             self.update()
 
     @slot

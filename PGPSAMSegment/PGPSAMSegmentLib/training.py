@@ -105,11 +105,16 @@ def remove(segmentationNode: Any) -> None:
     segmentationNode.SetNodeReferenceID(TRAIN_VOLUME, None)
 
 
+def marked() -> list[Case]:
+    """The scene's cases, those whose volume was removed included: that one is None."""
+    nodes = slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
+    found = [(node, node.GetNodeReference(TRAIN_VOLUME), node.GetAttribute(TRAIN)) for node in nodes]
+    return [Case(node, volume, mark == CORRECTED) for node, volume, mark in found if mark]
+
+
 def cases() -> list[Case]:
     """The scene's cases whose volume still is there."""
-    marked = [(node, node.GetAttribute(TRAIN)) for node in slicer.util.getNodesByClass("vtkMRMLSegmentationNode")]
-    found = [(node, node.GetNodeReference(TRAIN_VOLUME), mark) for node, mark in marked if mark]
-    return [Case(node, volume, mark == CORRECTED) for node, volume, mark in found if volume is not None]
+    return [case for case in marked() if case.volume is not None]
 
 
 def make_folder(name: str, models: Sequence[dict[str, Any]]) -> Path:

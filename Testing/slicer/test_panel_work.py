@@ -220,6 +220,26 @@ def test_a_case_whose_segmentation_is_deleted_leaves_the_list(bench):
     assert bench.ui.adaptButton.toolTip() == "Add a case first."
 
 
+def test_a_case_whose_volume_is_deleted_is_left_out_and_the_list_says_so(bench, host):
+    other = add_volume(host, name="other")
+    drawn_case(bench.volume)
+    drawn_case(other).SetName("kept")
+    bench.ui.newModel.setText("mine")
+    slicer.mrmlScene.RemoveNode(bench.volume)
+    lines = [bench.ui.cases.item(n).text() for n in range(bench.ui.cases.count())]
+    assert lines == ["drawn: its volume was removed, so it is left out", "kept on other"]
+    bench.ui.adaptButton.click()
+    bench.wait_idle()
+    assert "Training 'mine' on 1 case." in bench.log
+    slicer.mrmlScene.RemoveNode(other)
+    assert bench.ui.adaptButton.toolTip() == "Add a case first."
+    for _ in lines:
+        bench.ui.cases.setCurrentRow(0)
+        bench.ui.removeCaseButton.click()
+    assert bench.ui.cases.count() == 0
+    assert segmentations() == ["drawn", "kept"]
+
+
 def training_bench(make_bench, host):
     """A bench whose panel trains the model "lesions" from one case, at the first of 200 steps."""
     bench = make_bench("slow")
