@@ -24,24 +24,39 @@ class ResultPanel(Panel):
         super().__init__(host)
         self._node: Any = None
         self._volume: Any = None  # the input volume, whose result is selected when another one is
+        self._chosen: dict[str, Any] = {}  # since the run began: a volume's ID -> its output, as the user chose it
         self._applied: tuple[Any, ...] = ()
         self._measured: Any = None  # the table whose columns have the width of its figures
         self._stamp: Any = None  # of the segments that its figures are of
 
-    def show_fresh(self, node: Any) -> None:
+    def expect(self) -> None:
+        """A run begins: another output that the user chooses from now on stays chosen when the result comes."""
+        self._chosen = {}
+
+    def show_fresh(self, node: Any, target: Any) -> bool:
         """Selects a run's result and shows it as the switches say.
 
         If the user has gone on to another volume, it is selected when he comes back to its own.
+
+        Args:
+            target: the output when the run began, or None for a new one.
+
+        Returns:
+            Whether it is selected, now or then: not if the user has chosen another output meanwhile.
         """
         volume = node.GetNodeReference(VOLUME)
+        chosen = self._chosen.get(volume.GetID(), target)
+        if chosen is not target and (chosen is None or chosen.GetScene() is not None):
+            return False
         scene.choose_output(volume, node)
         if volume is not self.parameters.inputVolume:
-            return
+            return True
         self._node, self._applied, self._measured = node, (), None
         self.parameters.outputSegmentation = node
         if has_surfaces(node):  # made with the Segment Editor's own button, say: they stay
             self.parameters.show3D = True
         self.update()
+        return True
 
     def enter(self) -> None:
         """The user comes back: the switches follow what he did in other modules, and a script's result is selected."""
@@ -89,6 +104,7 @@ class ResultPanel(Panel):
         """Keeps the user's choice of an output; that one was removed is none."""
         if self._volume is not None and (node is not None or (before is not None and before.GetScene() is not None)):
             scene.choose_output(self._volume, node)
+            self._chosen[self._volume.GetID()] = node
 
     def _follow(self, before: Any, node: Any) -> None:
         """Sets the switches to what is shown of another segmentation."""

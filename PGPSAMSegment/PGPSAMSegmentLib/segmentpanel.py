@@ -20,6 +20,7 @@ class SegmentPanel(JobPanel):
         super().__init__(host)
         self.view = JobView(self.ui.autoSegmentButton, self.ui.progressBar, self.ui.statusLabel)
         self._began = 0.0
+        self._target: Any = None  # the output when the run began
         self._waits = False  # a click that came before the engine had told its organs
         self.ui.autoSegmentButton.clicked.connect(self.onAutoSegment)
         self.ui.undoButton.clicked.connect(self.onUndo)
@@ -84,7 +85,8 @@ class SegmentPanel(JobPanel):
             onDone=self._on_done,
             onError=self._on_error,
         )
-        self._began = time.monotonic()
+        self._began, self._target = time.monotonic(), parameters.outputSegmentation
+        self.host.result.expect()
         self.view.begin(_("Starting"))
         line = _("Segmenting '{volume}' with '{model}' on '{device}'.")
         volume = parameters.inputVolume.GetName()
@@ -127,10 +129,12 @@ class SegmentPanel(JobPanel):
         if kept:
             text += " " + _("Your own work stays, and the result is beside it: {names}.").format(names=kept)
         text = " ".join([text, *(f"{line}." for line in event.get("warnings", []))])
+        self.parameters.overwrite = False
+        if not self.host.result.show_fresh(node, self._target):
+            line = _("The result is in '{name}'; your choice of another output stays.")
+            text += " " + line.format(name=node.GetName())
         self.view.end(text)
         self.host.say(text)
-        self.parameters.overwrite = False
-        self.host.result.show_fresh(node)
         self.host.refresh()
 
     def _on_error(self, event: Event) -> None:

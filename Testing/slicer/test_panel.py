@@ -6,6 +6,7 @@ The widgets of Slicer and CTK are stand-ins (qt_stand_ins.py); only the applicat
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import slicer
 import standin_model_worker as standin
 import vtk
@@ -463,6 +464,45 @@ def test_a_result_that_comes_while_another_volume_is_selected_waits_for_its_own(
     assert bench.parameters.outputSegmentation is None
     bench.ui.inputVolume.setCurrentNode(volume)
     assert names(bench.parameters.outputSegmentation) == ["liver", "spleen"]
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_another_output_that_is_chosen_during_a_run_stays_chosen(make_bench, host, leaves):
+    """Also if the user has gone on to another volume by then."""
+    bench = make_bench("slow")
+    volume = add_volume(host)
+    bench.open()
+    mine = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "mine")
+    for other in (mine, None):  # the run is started for a new one, and then for `mine`
+        bench.ui.autoSegmentButton.click()
+        bench.wait(lambda: "4 of 9" in bench.status)
+        bench.ui.outputSegmentation.setCurrentNode(other)
+        if leaves:
+            bench.ui.inputVolume.setCurrentNode(add_volume(host, name="next"))
+        (bench.models.parent / "go on").touch()
+        bench.wait_idle()
+        (bench.models.parent / "go on").unlink()
+        result = "mine" if other is None else "CT segmentation"
+        assert bench.status.endswith(f" The result is in '{result}'; your choice of another output stays.")
+        assert names(slicer.util.getNode(result)) == ["liver", "spleen"]
+        bench.ui.inputVolume.setCurrentNode(volume)
+        assert bench.parameters.outputSegmentation is other
+        bench.ui.outputSegmentation.setCurrentNode(mine)
+
+
+def test_an_output_that_is_chosen_during_a_run_and_deleted_gives_way_to_the_result(make_bench, host):
+    bench = make_bench("slow")
+    add_volume(host)
+    bench.open()
+    mine = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "mine")
+    bench.ui.autoSegmentButton.click()
+    bench.wait(lambda: "4 of 9" in bench.status)
+    bench.ui.outputSegmentation.setCurrentNode(mine)
+    slicer.mrmlScene.RemoveNode(mine)
+    (bench.models.parent / "go on").touch()
+    bench.wait_idle()
+    assert names(bench.parameters.outputSegmentation) == ["liver", "spleen"]
+    assert "your choice" not in bench.status
 
 
 def test_a_result_that_is_deleted_leaves_nothing_hidden_and_no_overlay(bench, host):
