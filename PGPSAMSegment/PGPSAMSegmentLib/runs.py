@@ -171,27 +171,32 @@ class SegmentRun(VolumeRun):
         if self.lost:
             raise SceneError(*self.gone())
         scene.check_unchanged(self.volume, self.folder)
-        return scene.show_result(
+        target, why = self._target()
+        node = scene.show_result(
             self.volume,
             event,
-            self._target(),
+            target,
             self.organs,
             overwrite=self.overwrite,
             history=self.history,
             folder=self.folder,
         )
+        if why:
+            line = f"The result is in a new segmentation, '{node.GetName()}': {why}"
+            event["warnings"] = [*event.get("warnings", []), line]
+        return node
 
     def undo(self) -> None:
         scene.discard_partial(self.volume)
 
-    def _target(self) -> Any:
-        """The chosen segmentation, or None where it can no longer take the result, which is then not lost."""
+    def _target(self) -> tuple[Any, str]:
+        """The chosen segmentation; or None where it can no longer take the result, which is then not lost, and why."""
         try:
             scene.check_target(self.segmentation, self.volume)
         except SceneError as error:
             logging.warning("PGPSAMSegment: the result goes into a new segmentation: %s", error)
-            return None
-        return self.segmentation
+            return None, error.message
+        return self.segmentation, ""
 
     def gone(self) -> tuple[str, str]:
         name = self.volume.GetName()

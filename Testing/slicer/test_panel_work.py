@@ -444,3 +444,28 @@ def test_an_organ_whose_segment_was_removed_is_told_of_before_it_is_taught_as_ab
     segmentation.RemoveSegment(segmentation.GetSegmentIdBySegmentName("liver"))
     bench.ui.useCorrectedButton.click()
     assert "removed, and so taught as absent: liver." in bench.ui.adaptStatus.text()
+
+
+@pytest.mark.parametrize("what", ["removed", "moved"])
+def test_a_target_that_can_no_longer_take_the_result_is_told_of(make_bench, host, what):
+    bench = make_bench("slow")
+    volume = add_volume(host)
+    bench.open()
+    mine = drawn_case(volume)
+    bench.ui.outputSegmentation.setCurrentNode(mine)
+    bench.ui.autoSegmentButton.click()
+    bench.wait(lambda: "4 of 9" in bench.status)
+    if what == "removed":
+        slicer.mrmlScene.RemoveNode(mine)
+        why = "the segmentation 'drawn' is no longer in the scene"
+    else:
+        mine.SetAndObserveTransformNodeID(slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTransformNode").GetID())
+        why = "the segmentation 'drawn' and the volume 'CT' are under different transforms"
+    (bench.models.parent / "go on").touch()
+    bench.wait_idle()
+    assert bench.status.endswith(f" The result is in a new segmentation, 'CT segmentation': {why}.")
+    assert bench.status in bench.log
+    assert bench.parameters.outputSegmentation.GetName() == "CT segmentation"
+    assert names(bench.parameters.outputSegmentation) == ["liver", "spleen"]
+    if what == "moved":
+        assert names(mine) == ["lesion"]
