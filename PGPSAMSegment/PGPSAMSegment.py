@@ -189,8 +189,12 @@ class PGPSAMSegmentWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     @vtk.calldata_type(vtk.VTK_OBJECT)
     def onNodeAboutToBeRemoved(self, caller: Any, event: Any, node: Any) -> None:
-        if node.IsA("vtkMRMLSegmentationNode") and not slicer.mrmlScene.IsClosing():
+        if slicer.mrmlScene.IsClosing():
+            return
+        if node.IsA("vtkMRMLSegmentationNode"):
             self._leaving += scene.withdraw(node)
+        elif node.IsA("vtkMRMLScalarVolumeNode") and nodes.is_confidence(node):
+            scene.take_off(node)
 
     def onNodeRemoved(self, caller: Any = None, event: Any = None) -> None:
         leaving, self._leaving = self._leaving, []

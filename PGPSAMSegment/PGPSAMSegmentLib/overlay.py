@@ -58,17 +58,23 @@ def overlay_confidence(segmentationNode: Any, on: bool) -> None:
         raise SceneError(
             f"'{segmentationNode.GetName()}' has no confidence map", "Segment once with this module: it comes along"
         )
-    for composite in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode", segmentationNode.GetScene()):
-        shown = composite.GetForegroundVolumeID() == node.GetID()
-        if on == shown:
-            continue
-        with slicer.util.NodeModify(composite):
-            if on:
+    if not on:
+        take_off(node)
+        return
+    for composite in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode", node.GetScene()):
+        if composite.GetForegroundVolumeID() != node.GetID():
+            with slicer.util.NodeModify(composite):
                 before = f"{composite.GetForegroundVolumeID() or ''} {composite.GetForegroundOpacity()}"
                 composite.SetAttribute(_BEFORE, before)
                 composite.SetForegroundVolumeID(node.GetID())
                 composite.SetForegroundOpacity(OPACITY)
-            else:
+
+
+def take_off(confidenceNode: Any) -> None:
+    """Takes a confidence volume off the slices, as it is about to be removed, say: they show again what was there."""
+    for composite in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode", confidenceNode.GetScene()):
+        if composite.GetForegroundVolumeID() == confidenceNode.GetID():
+            with slicer.util.NodeModify(composite):
                 volume, opacity = (composite.GetAttribute(_BEFORE) or " 0").split(" ")
                 composite.RemoveAttribute(_BEFORE)
                 composite.SetForegroundVolumeID(volume or None)

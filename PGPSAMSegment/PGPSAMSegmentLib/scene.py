@@ -49,7 +49,7 @@ from .nodes import (
     is_prompts,
     remove,
 )
-from .overlay import overlay_confidence, put_confidence, withdraw
+from .overlay import overlay_confidence, put_confidence, take_off, withdraw
 from .prompts import put_prompts, remove_points, show
 from .table import put_table
 from .undo import RunHistory, remove_result
@@ -71,6 +71,7 @@ __all__ = [
     "show",
     "show_partial",
     "show_result",
+    "take_off",
     "volume_of",
     "withdraw",
 ]

@@ -523,6 +523,21 @@ def test_a_result_that_is_deleted_leaves_nothing_hidden_and_no_overlay(bench, ho
     assert slicer.util.getNode("CT segmentation confidence")  # the lists show it: it is the user's to delete
 
 
+def test_a_confidence_volume_that_is_deleted_leaves_the_slices_as_they_were_before_it(bench, host):
+    _, composite = host.add_view()
+    other = add_volume(host, name="PET")
+    composite.SetForegroundVolumeID(other.GetID())
+    composite.SetForegroundOpacity(0.7)
+    node = bench.segment()
+    bench.ui.confidenceOverlay.setChecked(True)
+    slicer.mrmlScene.RemoveNode(nodes.companion(node, nodes.CONFIDENCE))
+    assert (composite.GetForegroundVolumeID(), composite.GetForegroundOpacity()) == (other.GetID(), 0.7)
+    bench.open()
+    assert not bench.ui.confidenceOverlay.isChecked()
+    assert bench.segment() is node
+    assert composite.GetForegroundVolumeID() == other.GetID()
+
+
 # ---------------------------------------------------------------------------------------------------- the review's list
 
 
