@@ -33,6 +33,7 @@ class AdaptPanel(JobPanel):
         ui.addCaseButton.clicked.connect(self.onAdd)
         ui.removeCaseButton.clicked.connect(self.onRemove)
         ui.cases.currentRowChanged.connect(self.enable)
+        ui.newModel.textChanged.connect(self.onName)
         ui.adaptButton.clicked.connect(self.onAdapt)
         host.addObserver(slicer.mrmlScene, slicer.mrmlScene.NodeRemovedEvent, self.update)  # it may have been a case
 
@@ -43,6 +44,8 @@ class AdaptPanel(JobPanel):
             return
         pair = parameters.trainingVolume is not None and parameters.trainingSegmentation is not None
         self.ui.addCaseButton.setEnabled(pair)
+        if read(self.ui.newModel, "text") != parameters.newModel:
+            self.ui.newModel.setText(parameters.newModel)
         self._fill()
         self._fill_suggestions()
         self.enable()
@@ -198,6 +201,12 @@ class AdaptPanel(JobPanel):
         if 0 <= row < len(self._marked):
             training.remove(self._marked[row].segmentation)
             self.update()
+
+    @slot
+    def onName(self) -> None:
+        """Not left to Slicer's wrapper: it writes back each letter that is typed, and the cursor goes to the end."""
+        if self.parameters is not None:
+            self.parameters.newModel = str(read(self.ui.newModel, "text"))
 
     @slot
     def onAdapt(self) -> None:

@@ -10,7 +10,7 @@ import slicer
 import standin_model_worker as standin
 from made_results import add_volume, mask_of, names, paint
 from panel_bench import press, segmentations
-from PySide6 import QtCore
+from PySide6 import QtCore, QtTest
 
 from PGPSAMSegmentLib import corrections, nodes, review, suggestions, training
 
@@ -278,6 +278,16 @@ def test_the_next_models_name_can_be_typed_during_a_training(make_bench, host):
     bench.wait_idle()
     assert bench.ui.adaptStatus.text() == "The model 'lesions' is ready and chosen."
     assert bench.ui.newModel.text() == "next"
+
+
+def test_the_new_models_name_can_be_typed_from_the_middle_on(bench):
+    field = bench.ui.newModel
+    field.setText("my-liver")
+    field.setCursorPosition(3)
+    QtTest.QTest.keyClicks(field, "big-")
+    assert (field.text(), field.cursorPosition(), bench.parameters.newModel) == ("my-big-liver", 7, "my-big-liver")
+    bench.parameters.newModel = "from-a-script"
+    assert field.text() == "from-a-script"
 
 
 def test_a_training_outlives_the_scene_that_it_was_started_from(make_bench, host):
