@@ -96,11 +96,10 @@ class EnginePanel(JobPanel):
     @slot
     def onFolder(self) -> None:
         store(FOLDER, str(self.folder))
-        self.logic.closeEngine()
-        self.logic.engineFolder = self.folder
+        self.logic.useFolder(self.folder)
         self.host.refresh()
         if self.logic.ready:
-            self.host.greet()
+            self.host.greet(quietly=bool(self.logic.facts))
 
     @slot
     def onWheels(self) -> None:

@@ -36,6 +36,7 @@ class SegmentLogic:
     def __init__(self, engineFactory: Callable[[], Engine] | None = None) -> None:
         self.history = RunHistory()
         self.engineFolder = install.default_folder()
+        self._madeFrom: Path | None = None  # the folder of the engine that was started last
         self._given = engineFactory
         self._session = Session(engineFactory or self._installed)
         self._run: runs.Run | None = None
@@ -93,6 +94,15 @@ class SegmentLogic:
                 call(event)
 
         self._session.greet(heard)
+
+    def useFolder(self, folder: Path) -> None:
+        """Takes the engine in this folder from now on.
+
+        The one that is warm ends only if there is one: a path that is typed letter by letter costs none.
+        """
+        self.engineFolder = folder
+        if self.ready and self._madeFrom not in (None, folder):
+            self.closeEngine()
 
     def closeEngine(self) -> None:
         """Ends the engine, for example before it is repaired; the next job starts it anew."""
@@ -306,6 +316,7 @@ class SegmentLogic:
         log = install.worker_log(self.engineFolder) if status.state == "ready" else None  # no file without an engine
         command = install.worker_command(self.engineFolder, log)
         repair = OWN_REPAIR if status.own else REPAIR
+        self._madeFrom = self.engineFolder
         return Engine(command, self._temporary() / "engine", slicer.util.startupEnvironment(), log=log, repair=repair)
 
     def _temporary(self) -> Path:

@@ -276,6 +276,30 @@ def test_folders_are_the_users_settings(make_bench, tmp_path):
     assert again.ui.wheelsFolder.currentPath == str(tmp_path / "wheels")
 
 
+def test_the_warm_engine_outlives_letters_of_a_path_and_gives_way_to_another_engine(make_bench, monkeypatch, tmp_path):
+    bench = make_bench(mode="")
+    monkeypatch.setattr(
+        install, "worker_command", lambda folder, log: [sys.executable, str(WORKER), str(bench.models), "good"]
+    )
+    for name in ("engine", "engine-2"):
+        install.use_python(sys.executable, {"version": "0.1.0"}, tmp_path / name)
+    type_in = lambda path: bench.ui.engineFolder.setCurrentPath(str(tmp_path / path))  # noqa: E731
+    type_in("engine")
+    bench.wait_idle()
+    pid = bench.pid
+    for path in ("engine-", "engin", "engine"):
+        type_in(path)
+        assert is_alive(pid)
+        assert bench.logic.ready == (path == "engine")
+    bench.wait_idle()
+    assert bench.pid == pid
+    type_in("engine-2")
+    bench.wait_idle()
+    wait_for_end(pid)
+    assert bench.pid != pid
+    assert [model["name"] for model in bench.logic.models] == ["abdomen-ct"]
+
+
 # ------------------------------------------------------------------------------------------------------------- faults
 
 
