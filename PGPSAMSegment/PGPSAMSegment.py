@@ -30,7 +30,7 @@ from PGPSAMSegmentLib.choicespanel import ChoicesPanel
 from PGPSAMSegmentLib.engine import Engine, Event
 from PGPSAMSegmentLib.enginepanel import EnginePanel
 from PGPSAMSegmentLib.logic import SegmentLogic
-from PGPSAMSegmentLib.panel import problem, sentence, slot
+from PGPSAMSegmentLib.panel import problem, read, sentence, slot
 from PGPSAMSegmentLib.parameters import Parameters
 from PGPSAMSegmentLib.resultpanel import ResultPanel
 from PGPSAMSegmentLib.reviewpanel import ReviewPanel
@@ -39,6 +39,7 @@ from PGPSAMSegmentLib.segmentpanel import SegmentPanel
 SAMPLE_SHA256 = "e16eae0ae6fefa858c5c11e58f0f1bb81834d81b7102e021571056324ef6f37e"
 SAMPLE_URL = f"https://github.com/Slicer/SlicerTestingData/releases/download/SHA256/{SAMPLE_SHA256}"
 POLL_MS = 100
+KEYS = "PGPSAMSegmentKey"  # the name of each shortcut
 
 
 class PGPSAMSegment(ScriptedLoadableModule):
@@ -143,6 +144,7 @@ class PGPSAMSegmentWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         Each time anew: a model's folder may have been copied there meanwhile.
         """
         self.connectParameters()
+        self.takeKeys()
         self.result.enter()
         self.refresh()
         if self.logic.ready and not self.logic.waiting:
@@ -249,9 +251,21 @@ class PGPSAMSegmentWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             ("Ctrl+Shift+K", self.review.onChecked),
         ):
             shortcut = qt.QShortcut(qt.QKeySequence(keys), slicer.util.mainWindow() or self.parent)
+            shortcut.setObjectName(KEYS)
             shortcut.setContext(qt.Qt.ApplicationShortcut)
             shortcut.activated.connect(call)
             self._shortcuts.append(shortcut)
+        self.takeKeys()
+
+    def takeKeys(self) -> None:
+        """Of several widgets of this module, the one that was made or opened last has the keys: Qt gives a key that
+        two have to neither.
+        """
+        for child in (slicer.util.mainWindow() or self.parent).children():
+            if read(child, "objectName") == KEYS:
+                child.setEnabled(False)
+        for shortcut in self._shortcuts:
+            shortcut.setEnabled(True)
 
     # ----------------------------------------------------------------------------------------- what the parts use
 

@@ -12,6 +12,7 @@ from made_results import add_volume, mask_of, names, paint
 from panel_bench import press, segmentations
 from PySide6 import QtCore, QtTest
 
+from PGPSAMSegment import PGPSAMSegmentWidget
 from PGPSAMSegmentLib import corrections, nodes, review, suggestions, training
 
 # ------------------------------------------------------------------------------------------------------------- review
@@ -92,6 +93,26 @@ def test_a_shortcut_segments_and_one_without_a_result_does_no_harm(bench):
     press(bench, QtCore.Qt.Key.Key_G)
     bench.wait_idle()
     assert names(bench.parameters.outputSegmentation) == ["liver", "spleen"]
+
+
+def test_of_two_widgets_the_one_that_was_opened_last_has_the_keys(bench, make_logic):
+    node = bench.segment()
+    second = PGPSAMSegmentWidget(bench.window.panel)
+    second.logic = make_logic()
+    second.setup()
+    try:
+        for widget, organ in ((second, "liver"), (bench.widget, "spleen")):
+            widget.enter()
+            press(bench, QtCore.Qt.Key.Key_N)
+            assert review.current(node).organ == organ
+        press(bench, QtCore.Qt.Key.Key_G)
+        assert bench.ui.autoSegmentButton.text() == "Cancel"
+        assert second.ui.autoSegmentButton.text() == "Auto-segment"
+        bench.wait_idle()
+    finally:
+        second.cleanup()
+    press(bench, QtCore.Qt.Key.Key_P)
+    assert review.current(node).organ == "spleen"  # the last of the new run's list
 
 
 # ----------------------------------------------------------------------------------------------------------- training
