@@ -31,7 +31,7 @@ from PGPSAMSegmentLib.engine import Engine, Event
 from PGPSAMSegmentLib.enginepanel import EnginePanel
 from PGPSAMSegmentLib.logic import SegmentLogic
 from PGPSAMSegmentLib.panel import problem, read, sentence, slot
-from PGPSAMSegmentLib.parameters import Parameters
+from PGPSAMSegmentLib.parameters import parameters_of
 from PGPSAMSegmentLib.resultpanel import ResultPanel
 from PGPSAMSegmentLib.reviewpanel import ReviewPanel
 from PGPSAMSegmentLib.segmentpanel import SegmentPanel
@@ -92,7 +92,7 @@ class PGPSAMSegmentLogic(ScriptedLoadableModuleLogic, SegmentLogic):
 
     def getParameterNode(self) -> Any:
         """The scene's `Parameters`."""
-        return Parameters(super().getParameterNode())  # type: ignore[call-arg]
+        return parameters_of(super().getParameterNode())
 
 
 class PGPSAMSegmentWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):

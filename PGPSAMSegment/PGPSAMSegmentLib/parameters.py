@@ -2,7 +2,7 @@
 
 # No `from __future__ import annotations`: parameterNodeWrapper looks at the types themselves.
 import enum
-from typing import Annotated
+from typing import Annotated, Any
 
 from slicer import vtkMRMLScalarVolumeNode, vtkMRMLSegmentationNode
 from slicer.i18n import tr as _
@@ -11,6 +11,7 @@ from slicer.parameterNodeWrapper import WithinRange, parameterNodeWrapper
 DEFAULT_MODEL = "abdomen-ct"
 # A step of the default method takes 3.7 s on two CPU cores: these take about twelve minutes there, and one on a GPU.
 DEFAULT_STEPS = 0
+MOST_STEPS = 5000
 
 
 class Layers(enum.Enum):
@@ -54,5 +55,19 @@ class Parameters:
     trainingVolume: vtkMRMLScalarVolumeNode
     trainingSegmentation: vtkMRMLSegmentationNode
     newModel: str
-    steps: Annotated[int, WithinRange(0, 5000)] = DEFAULT_STEPS
+    steps: Annotated[int, WithinRange(0, MOST_STEPS)] = DEFAULT_STEPS
     followCases: bool = False
+
+
+def parameters_of(parameterNode: Any) -> Parameters:
+    """What a parameter node holds.
+
+    What Slicer's wrapper could not read, or would take although it is out of range, gives way to its default: a scene's
+    file may have been edited by hand.
+    """
+    steps, layers = parameterNode.GetParameter("steps"), parameterNode.GetParameter("layers")
+    if not (steps.isdecimal() and int(steps) <= MOST_STEPS):
+        parameterNode.UnsetParameter("steps")
+    if layers not in Layers.__members__:
+        parameterNode.UnsetParameter("layers")
+    return Parameters(parameterNode)  # type: ignore[call-arg]

@@ -661,6 +661,27 @@ def test_the_state_survives_saving_and_loading(bench, host, tmp_path):
     assert not bench.ui.undoButton.isEnabled()  # like the Segment Editor's, it ends with the scene
 
 
+@pytest.mark.parametrize("steps", ["-5", "90000", "many"])
+def test_a_scene_whose_choices_were_spoilt_by_hand_has_the_defaults_instead(bench, host, tmp_path, steps):
+    path = tmp_path / "scene.mrml"
+    bench.ui.steps.setValue(77)
+    bench.ui.newModel.setText("mine")
+    bench.ui.layers.setCurrentText("Both")
+    assert slicer.util.saveScene(str(path))
+    text = path.read_text(encoding="utf-8")
+    for good, bad in (("steps 77", f"steps {steps}"), ("layers BOTH", "layers ALL")):
+        assert good in text
+        text = text.replace(good, bad)
+    path.write_text(text, encoding="utf-8")
+    slicer.mrmlScene.Clear()
+    slicer.util.loadScene(str(path))
+    assert (bench.parameters.steps, bench.ui.steps.value()) == (0, 0)
+    assert bench.parameters.layers == Layers.MASKS
+    assert bench.ui.newModel.text() == "mine"
+    bench.open()
+    assert bench.status == ""
+
+
 def test_a_scene_that_is_loaded_keeps_its_choice_of_volume_and_output(bench, host, tmp_path):
     """Also one that the module would not have selected itself: a segmentation of the user's, not yet used."""
     bench.segment()
