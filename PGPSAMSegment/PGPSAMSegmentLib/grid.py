@@ -6,6 +6,8 @@ Nothing is turned here: arrays and matrices go as Slicer holds them, and the eng
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -267,9 +269,11 @@ def placed(box: NDArray[np.bool_], start: tuple[int, int, int], shape: tuple[int
 
 def cut(mask: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], tuple[int, int, int]]:
     """The box of a mask [k, j, i] that holds its voxels, and its first (k, j, i); an empty array where it has none."""
-    if not mask.any():
+    k0, k1 = _range(mask, 0)
+    if k0 == k1:
         return np.zeros((0, 0, 0), bool), (0, 0, 0)
-    (k0, k1), (j0, j1), (i0, i1) = (_range(mask, axis) for axis in range(3))
+    j0, j1 = _range(mask[k0:k1], 1)
+    i0, i1 = _range(mask[k0:k1, j0:j1], 2)
     return np.ascontiguousarray(mask[k0:k1, j0:j1, i0:i1]), (k0, j0, i0)
 
 
@@ -279,11 +283,41 @@ def fingerprint(segmentation: Any, segment_id: str) -> str:
     Off the segmentation's reference grid the voxels count on a grid of their own, which a file may not keep.
     """
     segment = segmentation.GetSegment(segment_id)
-    image, grid = segment.GetRepresentation(BINARY), b""
+    image = segment.GetRepresentation(BINARY)
     if image is None:
         return "no voxels"
+    if _taken is None:
+        return _fingerprint(segmentation, segment_id)
+    # VTK gives each time of modification once, but two images may have that of voxels that they share.
+    state = image.GetMTime(), image.GetExtent(), segment.GetLabelValue(), _image_to_world(image).tobytes()
+    key = (*state, segmentation.GetConversionParameter(REFERENCE_GEOMETRY))
+    if key not in _taken:
+        _taken[key] = _fingerprint(segmentation, segment_id)
+    return _taken[key]
+
+
+_taken: dict[Any, str] | None = None
+
+
+@contextmanager
+def fingerprints_kept() -> Iterator[None]:
+    """Inside, the fingerprint of a segment is taken once, as long as its layer is not modified.
+
+    Not for longer: a script of the user's may write into a layer and not tell VTK.
+    """
+    global _taken
+    before, _taken = _taken, {}
+    try:
+        yield
+    finally:
+        _taken = before
+
+
+def _fingerprint(segmentation: Any, segment_id: str) -> str:
+    segment, grid = segmentation.GetSegment(segment_id), b""
     found = segment_box(segmentation, segment_id)
     if found is None:
+        image = segment.GetRepresentation(BINARY)
         found, grid = _own_box(image, segment.GetLabelValue()), _image_to_world(image).tobytes()
     box, start = found
     digest = hashlib.sha256(repr((box.shape, start)).encode())

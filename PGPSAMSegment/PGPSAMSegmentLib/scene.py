@@ -125,6 +125,7 @@ def discard_partial(volumeNode: Any) -> None:
     remove([_preview(volumeNode)])
 
 
+@grid.fingerprints_kept()
 def show_result(
     volumeNode: Any,
     result: dict[str, Any],

@@ -225,7 +225,7 @@ def put_organs(
         if organ["id"] in found:
             written.append(_write(segmentation, layer, organ, slot.pop(0) if slot else None))
         for segment_id in slot:
-            segmentation.RemoveSegment(segment_id)
+            _remove(segmentation, segment_id)
     for segment_id, organ in zip(written, [o for o in organs if o["id"] in found], strict=True):
         _mark(segmentation, segment_id, organ, model, voxels[0])
     for name in derived:
@@ -246,7 +246,7 @@ def put_regions(
     for segment_id in leaving:
         _empty(segmentation, segment_id, leaving)
     for segment_id in leaving:
-        segmentation.RemoveSegment(segment_id)
+        _remove(segmentation, segment_id)
     written = {}
     for organ in organs:
         if organ["id"] in found:
@@ -312,6 +312,12 @@ def _empty(segmentation: Any, segment_id: str, leaving: set[str]) -> None:
     segmentation.GetSegmentIDsSharingBinaryLabelmapRepresentation(segment_id, sharing, False)
     if not set(sharing) <= leaving:
         segmentation.ClearSegment(segment_id)
+
+
+def _remove(segmentation: Any, segment_id: str) -> None:
+    """Removes a segment; with its voxels, which others may share, RemoveSegment alone is slow."""
+    segmentation.GetSegment(segment_id).RemoveAllRepresentations()
+    segmentation.RemoveSegment(segment_id)
 
 
 def _write(segmentation: Any, layer: Any, organ: dict[str, Any], slot: str | None) -> str:

@@ -27,7 +27,7 @@ from made_results import (
     write_result,
 )
 
-from PGPSAMSegmentLib import corrections, nodes, review, scene, segments, table
+from PGPSAMSegmentLib import corrections, grid, nodes, review, scene, segments, table
 from PGPSAMSegmentLib.grid import segment_mask
 
 
@@ -407,6 +407,28 @@ def test_a_segment_that_was_marked_without_a_grid_counts_as_edited(host, tmp_pat
     for segment_id in segments.ids(segmentation):
         segmentation.GetSegment(segment_id).SetTag(segments.CONTENT_TAG, "another grid")
     assert [organ.untouched for organ in segments.ours(segmentation)] == [False, False, False]
+
+
+def test_fingerprints_are_taken_once_in_a_run_and_tell_every_edit(host, tmp_path: Path, monkeypatch) -> None:
+    """A large volume's run took most of its time in the scene to take each of them five times."""
+    volume, taken, sha256 = add_volume(host), [], grid.hashlib.sha256
+    monkeypatch.setattr(grid.hashlib, "sha256", lambda data: taken.append(data) or sha256(data))
+    history = scene.RunHistory()
+    node = scene.show_result(volume, write_result(tmp_path / "a", labels_of()), history=history)
+    assert len(taken) == 2 * len(LABEL_SET)  # segments and prompts
+    taken.clear()
+    scene.show_result(volume, write_result(tmp_path / "b", np.roll(labels_of(), 1, axis=1)), node, history=history)
+    assert len(taken) == 4 * len(LABEL_SET)  # before, and after
+    segmentation = node.GetSegmentation()
+    liver, kidney, _ = segments.ids(segmentation)
+    with grid.fingerprints_kept():
+        assert segments.is_untouched(segmentation, liver)
+        segmentation.ClearSegment(liver)
+        assert not segments.is_untouched(segmentation, liver)
+        assert segments.is_untouched(segmentation, kidney)
+    layer = grid.view(segmentation.GetSegment(kidney).GetRepresentation(nodes.BINARY))
+    layer[layer == KIDNEY["id"]] = 0  # as a script may do it that does not tell VTK
+    assert not segments.is_untouched(segmentation, kidney)
 
 
 def test_hand_made_segments_stay_bit_identical(host, tmp_path: Path) -> None:
