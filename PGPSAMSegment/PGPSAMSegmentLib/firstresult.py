@@ -19,7 +19,7 @@ import slicer
 from numpy.typing import NDArray
 
 from . import segments
-from .grid import cut, placed, segment_box, shape_of, voxels_of
+from .grid import cut, placed, segment_box, shape_of
 from .nodes import FIRST, SceneError, companion, remove
 
 
@@ -73,11 +73,12 @@ def volumes(segmentationNode: Any) -> set[str]:
     return {entry["voxels"] for entry in found.entries.values() if entry["voxels"]} if found is not None else set()
 
 
-def keep(segmentationNode: Any, volumeNode: Any, names: Iterable[str]) -> None:
+def keep(segmentationNode: Any, volumeNode: Any, names: Iterable[str], voxels: str) -> None:
     """Notes what a run has just written. What earlier runs gave for other segments stays, removed ones included.
 
     Args:
         names: of the organs of this run; what is no longer there of them is nobody's correction.
+        voxels: the volume's, see `grid.voxels_of`.
     """
     segmentation, asked = segmentationNode.GetSegmentation(), set(names)
     ours = [(key(segmentation, organ.segment_id), organ) for organ in segments.ours(segmentation)]
@@ -85,7 +86,6 @@ def keep(segmentationNode: Any, volumeNode: Any, names: Iterable[str]) -> None:
     shape, earlier = shape_of(volumeNode), _read(segmentationNode)
     entries = dict(earlier.entries) if earlier is not None and earlier.shape == shape else {}
     entries = {name: entry for name, entry in entries.items() if name in there or entry["organ"] not in asked}
-    voxels = voxels_of(volumeNode)
     for name, organ in ours:
         fresh = organ.untouched and organ.organ in asked
         if fresh or (name not in entries and segments.as_written(segmentation, organ.segment_id)):

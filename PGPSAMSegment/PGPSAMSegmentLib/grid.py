@@ -270,7 +270,7 @@ def placed(box: NDArray[np.bool_], start: tuple[int, int, int], shape: tuple[int
 def cut(mask: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], tuple[int, int, int]]:
     """The box of a mask [k, j, i] that holds its voxels, and its first (k, j, i); an empty array where it has none."""
     k0, k1 = _range(mask, 0)
-    if k0 == k1:
+    if not mask[k0:k1].any():
         return np.zeros((0, 0, 0), bool), (0, 0, 0)
     j0, j1 = _range(mask[k0:k1], 1)
     i0, i1 = _range(mask[k0:k1, j0:j1], 2)

@@ -193,7 +193,7 @@ def _put(run: _Run, segmentationNode: Any, volumeNode: Any, overwrite: bool, rep
     written = segments.put_organs(segmentation, run.labels, affine, run.organs, run.model, voxels, overwrite, replace)
     put_prompts(segmentationNode, volumeNode, run.regions, run.points, run.organs)
     put_confidence(segmentationNode, volumeNode, run.confidence)
-    firstresult.keep(segmentationNode, volumeNode, [organ["name"] for organ in run.organs])
+    firstresult.keep(segmentationNode, volumeNode, [organ["name"] for organ in run.organs], voxels[0])
     review.build(segmentationNode, written)
     to_check = review.slices_to_check(segmentationNode, written)
     put_table(segmentationNode, volumeNode, run.figures, to_check, written)

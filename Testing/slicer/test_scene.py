@@ -28,7 +28,7 @@ from made_results import (
 )
 
 from PGPSAMSegmentLib import corrections, grid, nodes, review, scene, segments, table
-from PGPSAMSegmentLib.grid import segment_mask
+from PGPSAMSegmentLib.grid import cut, placed, segment_mask
 
 
 def under(transform: np.ndarray, *nodes_: Any) -> Any:
@@ -252,6 +252,15 @@ def test_organs_that_were_not_asked_for_or_not_found_get_no_segment(host, tmp_pa
     assert names(node) == ["liver"]
     assert list(table.rows(node)) == ["liver"]
     assert nodes.companion(node, nodes.POINTS).GetNumberOfControlPoints() == 1
+
+
+def test_a_mask_is_cut_to_its_voxels_and_one_without_any_to_nothing() -> None:
+    mask = np.zeros((4, 5, 6), bool)
+    assert cut(mask)[0].size == cut(mask[:0])[0].size == 0
+    mask[1, 2, 3:5] = mask[2, 4, 0] = True
+    box, start = cut(mask)
+    assert (box.shape, start) == ((2, 3, 5), (1, 2, 0))
+    np.testing.assert_array_equal(placed(box, start, mask.shape), mask)
 
 
 def test_a_volume_without_any_organ_gives_an_empty_segmentation(host, tmp_path: Path) -> None:
