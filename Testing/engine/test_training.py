@@ -33,7 +33,7 @@ from pgpsam.training.data import IGNORED, annotated_slices, load_case, read_data
 from pgpsam.training.finetune import Curves, TrainingSettings, finetune, learning_rate, make_optimizer, run_key
 from pgpsam.training.losses import class_weights, distillation_loss, segmentation_loss, total_loss
 from pgpsam.training.recipes import going_on, recipe, usual_iterations
-from pgpsam.training.run import evaluate, split_cases, train_on_dataset, unlabelled_between
+from pgpsam.training.run import evaluate, finish, split_cases, train_on_dataset, unlabelled_between
 from pgpsam.training.selftraining import CONFIDENT_NOTHING, CONFIDENT_ORGAN, Teacher, guessed_samples, load_teacher
 from pgpsam.volume import Volume
 
@@ -550,8 +550,16 @@ def test_scores_say_that_slices_were_left_out(phantoms, quick_model, tmp_path, c
     ids = np.asarray(stored.dataobj).copy()
     ids[:, :, 2:4] = 0
     nibabel.save(nibabel.Nifti1Image(ids, stored.affine), data / "labels" / "case_2.nii.gz")
-    evaluate(quick_model, data, tmp_path / "scores", looks=1, device="cpu")
+    model = shutil.copytree(quick_model, tmp_path / "m")
+    dataset = read_dataset(data)
+    summary = finish(model, dataset, dataset.select(["case_2"]), "all annotated slices", "", "cpu")
     assert "case_2: 2 slices between its labelled ones show no organ and are scored as background" in caplog.text
+    line = "Slices between labelled ones that show no organ are scored as background, in case_2 (2);"
+    assert summary["note"].startswith(line)
+    told = json.loads((model / "validation" / "scores.json").read_text(encoding="utf-8"))
+    assert told["about"]["note"] == summary["note"] == load_spec(model).scores["summary"]["note"]
+    for page in ("CARD.md", "validation/scores.html"):
+        assert line in (model / page).read_text(encoding="utf-8")
 
 
 def test_a_place_for_scores_that_cannot_be_written_is_refused_before_any_work(phantoms, quick_model, tmp_path, capsys):

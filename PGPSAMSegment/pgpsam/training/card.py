@@ -134,7 +134,8 @@ def _scores(spec: ModelSpec) -> list[str]:
         "",
         f"![How often the confidence is right, and what it finds]({VALIDATION}/{CONFIDENCE})",
     ]
-    return [text, "", *rows, *(pictures if "confidence" in summary else [])]
+    note = ["", summary["note"]] if "note" in summary else []
+    return [text, "", *rows, *note, *(pictures if "confidence" in summary else [])]
 
 
 def _row(name: str, values: Mapping[str, Any]) -> str:

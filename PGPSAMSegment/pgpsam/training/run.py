@@ -9,6 +9,7 @@ from __future__ import annotations
 import filecmp
 import json
 import logging
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -54,7 +55,7 @@ from pgpsam.training.picture import write_summary
 from pgpsam.training.selftraining import Teacher, guessed_samples, load_teacher
 
 SUMMARY = "summary.png"
-LABELS_CHECKSUM = "labels_crc32"  # model.json's word for `choice.checksum`
+LABELS_CHECKSUM = "labels_crc32"  # model.json's word for `choice.checksum`, and for `CaseScores.labels`
 _log = logging.getLogger(__name__)
 
 
@@ -110,26 +111,41 @@ def prepare_samples(
 
 @dataclass(frozen=True, eq=False)
 class CaseScores:
-    """What scoring whole volumes gives: of each organ, and of each organ's slices with the model's confidence."""
+    """What scoring whole volumes gives: of each organ, and of each organ's slices with the model's confidence.
+
+    Attributes:
+        gaps: of each case that has any, how many slices `unlabelled_between` counts.
+        labels: CRC-32 of what people drew, which tells one scoring of a case from another.
+    """
 
     organs: list[OrganScore]
     slices: list[OrganSlice]
     reliability: Reliability
     failures: list[Failure]
+    gaps: Mapping[str, int]
+    labels: int
 
     def write(self, folder: Path, dataset: Dataset, title: str, about: Mapping[str, str]) -> dict[str, Any]:
         """scores.{csv,json,html}, confidence.{csv,json,html,png} and failures.png; `metrics.summarise` of the scores,
-        with the key ``confidence``, as `calibration.write_calibration` gives it. Means are over what was scored."""
+        with the key ``confidence``, as `calibration.write_calibration` gives it, and ``note`` where a reader must know
+        more. Means are over what was scored."""
         scored = {row.label_id for row in self.organs}
         if left_out := [label.name for label in dataset.labels if label.id not in scored]:
             about = {**about, "not scored, as the model does not know them": ", ".join(left_out)}
+        note: dict[str, str] = {}
+        if self.gaps:
+            counts = ", ".join(f"{case} ({count})" for case, count in self.gaps.items())
+            note["note"] = (
+                f"Slices between labelled ones that show no organ are scored as background, in {counts}; "
+                "if they were left out, the scores are too low."
+            )
         reported = [label for label in dataset.labels if label.id in scored.intersection(dataset.reported or scored)]
-        summary = write_scores(self.organs, folder, title, [label.id for label in reported], about)
+        summary = write_scores(self.organs, folder, title, [label.id for label in reported], {**about, **note})
         names = [label.name for label in reported]
         trust = write_calibration(self.slices, self.reliability, folder, f"{title}: confidence", names)
         colours = "green: drawn by people, orange: found by the model"
         write_failures(self.failures, folder / FAILURES, f"{title}: the largest error of each organ ({colours})")
-        return {**summary, "confidence": trust}
+        return {**summary, "confidence": trust, **note}
 
 
 def score_cases(
@@ -155,6 +171,8 @@ def score_cases(
     slices: list[OrganSlice] = []
     trust: list[Reliability] = []
     failed: list[Failure] = []
+    gaps: dict[str, int] = {}
+    crc = 0
     ids = np.array([0, *dataset.labels.ids], np.uint8)
     theirs = np.zeros(256, np.uint8)  # the model's id -> the data set's class index, by the organ's name
     names = dataset.labels.names
@@ -171,9 +189,11 @@ def score_cases(
     known = LabelSet(tuple(label for label in dataset.labels if label.name not in left_out))
     for case in cases:
         loaded = load_case(case, dataset.labels)
-        if gaps := unlabelled_between(loaded.labels):
+        crc = zlib.crc32(np.ascontiguousarray(loaded.labels), crc)
+        if between := unlabelled_between(loaded.labels):
+            gaps[case.name] = between
             _log.warning(
-                "%s: %d slices between its labelled ones show no organ and are scored as background", case.name, gaps
+                "%s: %d slices between its labelled ones show no organ and are scored as background", case.name, between
             )
         result = segmenter.segment(
             loaded.volume,
@@ -187,7 +207,7 @@ def score_cases(
         failed = worst_of_each_organ([*failed, *failures(loaded.volume, found, drawn, own, names)])
         trust.append(reliability(found, drawn, result.confidence))
         organs += organ_scores(ids[found], ids[drawn], loaded.volume.spacing, known, case=case.name)
-    return CaseScores(organs, slices, sum(trust[1:], trust[0]), failed)
+    return CaseScores(organs, slices, sum(trust[1:], trust[0]), failed, gaps, crc)
 
 
 def unlabelled_between(labels: NDArray[np.uint8]) -> int:
@@ -412,7 +432,9 @@ def finish(
             "looks at every slice": str(len(LOOKS)),
         }
         summary = scores.write(folder / VALIDATION, dataset, f"{folder.name}: held-out cases", about)
-        spec = replace(spec, scores={"split": [case.name for case in held], "looks": len(LOOKS), "summary": summary})
+        split = [case.name for case in held]
+        told = {"split": split, LABELS_CHECKSUM: scores.labels, "looks": len(LOOKS), "summary": summary}
+        spec = replace(spec, scores=told)
     elif start_from and (spec.training.get("started_from") or {}).get("scores"):
         copy_pictures(find_model(start_from), folder)
     save_model(folder, spec, tensors, model_card(spec))
