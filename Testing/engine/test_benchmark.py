@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from choosing import choose_samples
 from pgpsam.errors import UserError
 from pgpsam.models.store import load_model, save_model
-from pgpsam.training.benchmark import Row, arguments, collect, page, plan, plot, run_all, spread
+from pgpsam.training.benchmark import Row, arguments, collect, page, plan, plot, run_all, score_again, spread
 from pgpsam.training.choice import SliceChoice
 from pgpsam.training.commands import benchmark_main
 from pgpsam.training.data import read_dataset
@@ -85,8 +87,6 @@ def test_runs_are_kept_failures_are_told_and_the_page_holds_the_scores(dataset, 
     assert run_all([*rows, Row("probe", "16", 5)], dataset, out, 8, quick) == ["probe-16-seed5"]
     assert f"{rows[0].name}: done before" in capsys.readouterr().out
     assert (out / rows[0].name / "model.json").read_text() == before
-    with pytest.raises(UserError, match="was run with other settings than now"):
-        run_all(rows[:1], dataset, out, 8, [*QUICK, "--iterations", "3"])
 
     (group,) = groups = collect(rows, out)
     assert (group.method, group.amount, len(group.specs)) == ("probe", "10%", 2)
@@ -173,6 +173,108 @@ def test_finished_runs_can_be_scored_again_as_is_done_today(dataset, tmp_path, c
     assert again.training == spec.training
     assert all(torch.equal(tensors[name], same[name]) for name in tensors)
     assert (out / row.name / "CARD.md").read_text() == card
+
+
+@pytest.fixture(scope="module")
+def finished(phantoms, tmp_path_factory):
+    """Two seeds of a benchmark, finished; its words, and the folder of its runs."""
+    out = tmp_path_factory.mktemp("finished")
+    words = ["--data", str(phantoms), "--out", str(out), "--methods", "unet", "--amounts", "10%", "--seeds", "0", "1"]
+    words += ["--device", "cpu", "--slices-seen", "16", "--progress", "none"]
+    words += ["--set", "batch=1", "canvas=[64,112]", "width=2", "levels=3"]
+    assert benchmark_main(words) == 0
+    return words, out
+
+
+def tell(folder, **changes):
+    """Write values into a run's model.json, "training__seed" for the key seed in training."""
+    path = folder / "model.json"
+    spec = json.loads(path.read_text(encoding="utf-8"))
+    for place, value in changes.items():
+        *way, last = place.split("__")
+        part = spec
+        for key in way:
+            part = part[key]
+        part[last] = value
+    path.write_text(json.dumps(spec), encoding="utf-8")
+
+
+@pytest.mark.parametrize("extra", [[], ["--finished"], ["--score-again"], ["--finished", "--score-again"]])
+@pytest.mark.parametrize(
+    ("about", "says"),
+    [
+        ({"validation": ["case_1"]}, "unet-10pct-seed0 was scored on case_2, not on case_1"),
+        ({"labels": {"background": 0, "Leber": 6, "spleen": 1}}, "knows the organs spleen, liver, not spleen, Leber"),
+    ],
+)
+def test_finished_runs_of_other_patients_or_organs_are_refused(finished, tmp_path, capsys, about, says, extra):
+    words, _ = finished
+    data = shutil.copytree(words[1], tmp_path / "data")
+    told = json.loads((data / "dataset.json").read_text(encoding="utf-8"))
+    (data / "dataset.json").write_text(json.dumps({**told, **about}), encoding="utf-8")
+    assert benchmark_main(["--data", str(data), *words[2:], "--page", str(tmp_path / "page.md"), *extra]) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert "Move it away, or give another --out." in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "page.md").exists()
+
+
+def test_finished_runs_with_another_budget_do_not_get_others_beside_them(finished, capsys):
+    words, _ = finished
+    words = [*words, "--slices-seen", "24"]
+    for extra in ([], ["--score-again"]):
+        assert benchmark_main([*words, *extra]) == 2
+        assert "unet-10pct-seed0 was run with other settings than now. Give the same" in capsys.readouterr().err
+    assert benchmark_main([*words, "--finished"]) == 0  # who only writes the page need not repeat it
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"training__iterations": 7}, "was trained with other settings than"),
+        ({"preparation__spacing_mm": 3.0}, "was trained with other settings than"),
+        ({"scores__labels_crc32": 1}, "was scored on other labels than"),
+        ({"scores__summary__reported_labels": [6]}, "was scored for other reported organs than"),
+    ],
+)
+def test_runs_that_cannot_be_averaged_are_refused(finished, tmp_path, capsys, changes, says):
+    words, out = finished
+    runs = shutil.copytree(out, tmp_path / "runs")
+    words = [*words[:2], "--out", str(runs), *words[4:], "--finished"]
+    tell(runs / "unet-10pct-seed1", **changes)
+    assert benchmark_main(words) == 2
+    assert f"unet-10pct-seed1 {says} {runs / 'unet-10pct-seed0'}." in capsys.readouterr().err
+    if "scores" in next(iter(changes)):
+        assert benchmark_main([*words, "--score-again"]) == 0
+
+
+def test_methods_that_learned_from_other_labels_are_refused(finished, tmp_path):
+    _, out = finished
+    shutil.copytree(out / "unet-10pct-seed0", tmp_path / "unet-10pct-seed0")
+    other = shutil.copytree(out / "unet-10pct-seed0", tmp_path / "probe-10pct-seed0")
+    rows = [Row(method, "10%", 0) for method in ("unet", "probe")]
+    assert len(collect(rows, tmp_path)) == 2
+    tell(other, training__labels_crc32=1)
+    with pytest.raises(UserError, match=r"probe-10pct-seed0 was trained on other slices or labels than .*/unet-10pct"):
+        collect(rows, tmp_path)
+
+
+def test_labels_that_were_corrected_are_scored_on_by_all_runs_or_none(finished, tmp_path, capsys):
+    """The second run is scored after a held-out patient's labels were corrected."""
+    import nibabel
+
+    words, out = finished
+    data, runs = shutil.copytree(words[1], tmp_path / "data"), shutil.copytree(out, tmp_path / "runs")
+    stored = nibabel.load(data / "labels" / "case_2.nii.gz")
+    ids = np.asarray(stored.dataobj).copy()
+    ids[:30] = 0
+    nibabel.save(nibabel.Nifti1Image(ids, stored.affine), data / "labels" / "case_2.nii.gz")
+    words = ["--data", str(data), "--out", str(runs), *words[4:], "--finished"]
+    score_again([Row("unet", "10%", 1)], read_dataset(data), runs, "cpu")
+    assert benchmark_main(words) == 2
+    assert "was scored on other labels than" in capsys.readouterr().err
+    assert benchmark_main([*words, "--score-again"]) == 0
 
 
 def test_mean_and_spread():

@@ -6,11 +6,12 @@ memory is its own. Runs that are finished are kept, stopped ones go on; the page
 
 from __future__ import annotations
 
+import json
 import shlex
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,17 @@ from matplotlib.figure import Figure
 from pgpsam.errors import UserError
 from pgpsam.models.store import SPEC_FILE, ModelSpec, load_spec
 from pgpsam.models.weights import FROM_SCRATCH
+from pgpsam.network.methods import make_settings
 from pgpsam.pages import png
 from pgpsam.segmenter import Step
+from pgpsam.slices import Preparation
 from pgpsam.training.data import Dataset
-from pgpsam.training.finetune import CHECKPOINT
+from pgpsam.training.finetune import CHECKPOINT, TrainingSettings, describe
 from pgpsam.training.recipes import recipe
-from pgpsam.training.run import finish
+from pgpsam.training.run import LABELS_CHECKSUM, finish
 
+ELSEWHERE = "Move it away, or give another --out."
+SCORE_AGAIN = "Score both alike with --score-again."
 AMOUNTS = ("one", "16", "10%", "all")  # a slice an organ, 16 slices, a tenth of them, all
 SEEDS = (0, 1, 2)
 
@@ -129,15 +134,32 @@ def is_done(folder: Path) -> bool:
     return (folder / SPEC_FILE).is_file() and bool(load_spec(folder).scores)
 
 
-def check_same(words: Sequence[str], folder: Path) -> None:
-    """Refuse a finished run that had another budget or other settings: it would stand in one table with the others.
+def check_finished(
+    rows: Iterable[Row], dataset: Dataset, out: Path, command_of: Callable[[Row], Sequence[str]] | None = None
+) -> None:
+    """Refuse finished runs that are not those of these rows: they would stand in one table with others.
+
+    Args:
+        command_of: a row's arguments as of now. None where nothing is trained: then commands do not count, for data
+            and runs may have been moved since, and the page shows every run's own; what is averaged, `collect` checks.
 
     Raises:
-        UserError: it had.
+        UserError: one held out other patients, learned other organs, or had another budget or other settings.
     """
-    recorded = shlex.split(str(load_spec(folder).training.get("command", "")))[2:]
-    if _meaning(recorded) != _meaning(words):
-        raise UserError(f"{folder} was run with other settings than now", "Give the same ones, or another --out.")
+    for row in rows:
+        folder = out / row.name
+        if not is_done(folder):
+            continue
+        spec = load_spec(folder)
+        held, wanted = spec.training.get("held_out", ()), row.hold_out or dataset.validation
+        if set(held) != set(wanted):
+            raise UserError(f"{folder} was scored on {', '.join(held)}, not on {', '.join(wanted)}", ELSEWHERE)
+        organs, known = dataset.labels.names, spec.labels.names
+        if known != organs:
+            raise UserError(f"{folder} knows the organs {', '.join(known)}, not {', '.join(organs)}", ELSEWHERE)
+        recorded = shlex.split(str(spec.training.get("command", "")))[2:]
+        if command_of and _meaning(recorded) != _meaning(command_of(row)):
+            raise UserError(f"{folder} was run with other settings than now", "Give the same ones, or another --out.")
 
 
 def _meaning(words: Sequence[str]) -> list[str]:
@@ -182,21 +204,15 @@ def run_all(
 
     Returns:
         The names of the runs that failed, after which the others went on.
-
-    Raises:
-        UserError: a run that is done had another budget or other settings.
     """
     failed = []
-    plans = [(row, out / row.name, arguments(row, dataset, out, slices_seen, extra)) for row in rows]
-    for _, folder, words in plans:
-        if is_done(folder):
-            check_same(words, folder)
-    for row, folder, words in plans:
+    for row in rows:
+        folder = out / row.name
         if is_done(folder):
             say(f"{row.name}: done before")
             continue
         say(f"{row.name} ...")
-        if code := run_row(words, folder, progress):
+        if code := run_row(arguments(row, dataset, out, slices_seen, extra), folder, progress):
             say(f"{row.name}: failed with exit code {code}")
             failed.append(row.name)
     return failed
@@ -259,12 +275,33 @@ class Group:
 
 
 def collect(rows: Iterable[Row], out: Path) -> list[Group]:
-    """The finished runs, grouped; fewest slices first, then the best Dice first."""
+    """The finished runs, grouped; fewest slices first, then the best Dice first.
+
+    Raises:
+        UserError: runs of a group had other settings, runs of one choice learned from other slices or labels, or
+            runs were scored on other labels or have the means of other organs.
+    """
     found: dict[tuple[str, str, int], list[ModelSpec]] = {}
+    alike: dict[tuple[str, Hashable], tuple[Path, Any]] = {}
     for row in rows:
-        if is_done(out / row.name):
-            key = (row.method, row.amount, row.fold[1] if row.fold else 0)
-            found.setdefault(key, []).append(load_spec(out / row.name))
+        folder = out / row.name
+        if not is_done(folder):
+            continue
+        spec = load_spec(folder)
+        key = (row.method, row.amount, row.fold[1] if row.fold else 0)
+        found.setdefault(key, []).append(spec)
+        drawn, scored = spec.training.get(LABELS_CHECKSUM), spec.scores.get(LABELS_CHECKSUM)
+        for what, among, value, hint in (
+            ("trained with other settings", key, settings_of(spec), ELSEWHERE),
+            ("trained on other slices or labels", (row.amount, row.seed, row.fold), drawn, ELSEWHERE),
+            ("scored on other labels", frozenset(spec.scores["split"]), scored, SCORE_AGAIN),
+            ("scored for other reported organs", None, spec.scores["summary"]["reported_labels"], SCORE_AGAIN),
+        ):
+            if value is None:  # an older version did not record it
+                continue
+            first, theirs = alike.setdefault((what, among), (folder, value))
+            if value != theirs:
+                raise UserError(f"{folder} was {what} than {first}", hint)
     groups = [Group(*key, tuple(specs)) for key, specs in found.items()]
 
     def rank(group: Group) -> tuple[int, int, float]:
@@ -272,6 +309,15 @@ def collect(rows: Iterable[Row], out: Path) -> list[Group]:
         return group.folds, AMOUNTS.index(group.amount), -statistics.mean(dice) if dice else 0.0
 
     return sorted(groups, key=rank)
+
+
+def settings_of(spec: ModelSpec) -> dict[str, Any]:
+    """What runs of a group share; what an older version does not say is what is usual."""
+    usual = json.loads(json.dumps(describe(TrainingSettings())))
+    shared = {name: spec.training.get(name, value) for name, value in usual.items()}
+    del shared["seed"], shared["code_version"]
+    method = make_settings(spec.method, spec.settings)
+    return {**shared, "method": method, "backbone": spec.backbone, "input": Preparation.from_json(spec.preparation)}
 
 
 def spread(values: Sequence[float], digits: int) -> str:

@@ -24,7 +24,20 @@ from pgpsam.network.methods import METHODS, default_method
 from pgpsam.pages import check_can_write, write_whole
 from pgpsam.slices import Preparation
 from pgpsam.terminal import ProgressReporter, add_common, add_looks, number, print_table, run
-from pgpsam.training.benchmark import AMOUNTS, COLUMNS, SEEDS, cells, collect, page, plan, plot, run_all, score_again
+from pgpsam.training.benchmark import (
+    AMOUNTS,
+    COLUMNS,
+    SEEDS,
+    Row,
+    cells,
+    check_finished,
+    collect,
+    page,
+    plan,
+    plot,
+    run_all,
+    score_again,
+)
 from pgpsam.training.benchmark import arguments as run_arguments
 from pgpsam.training.choice import SliceChoice
 from pgpsam.training.crossfit import FOLDS, fold_settings, refine
@@ -418,21 +431,26 @@ def _benchmark(options: argparse.Namespace) -> None:
     amounts, seeds = options.amounts or AMOUNTS, options.seeds or SEEDS
     rows = plan(dataset, methods, amounts, seeds, options.folds, options.backbone)
     extra = [*(["--set", *options.set] if options.set else []), "--device", options.device]
+
+    def command_of(row: Row) -> list[str]:
+        return run_arguments(row, dataset, options.out, options.slices_seen, extra)
+
     if options.list:
         for row in rows:
-            words = run_arguments(row, dataset, options.out, options.slices_seen, extra)
-            print(shlex.join(["python", "Training/finetune.py", *words]))
+            print(shlex.join(["python", "Training/finetune.py", *command_of(row)]))
         return
     where = options.page or options.out / "benchmark.md"
     picture = where.with_suffix(".png")
     check_folder(where.parent)
     failed: list[str] = []
+    check_finished(rows, dataset, options.out, None if options.finished else command_of)
     if options.score_again:
         with ProgressReporter(options.progress) as report:
             score_again(rows, dataset, options.out, options.device, report.each("scoring"))
     if not options.finished:
         if options.backbone:
             require(options.backbone)
+        collect(rows, options.out)  # what cannot stand in one table is noticed before the others are trained
         failed = run_all(rows, dataset, options.out, options.slices_seen, extra, options.progress)
     groups = collect(rows, options.out)
     if not groups:
