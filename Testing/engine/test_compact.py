@@ -112,7 +112,7 @@ def test_a_model_of_every_patient_shows_its_twins_scores(
     ):
         with pytest.raises(UserError, match=message):
             ship(str(whole), tmp_path / "not", **arguments)
-    with pytest.raises(UserError, match="is the model itself"):
+    with pytest.raises(UserError, match="is a model that the new one is made from"):
         ship(str(whole), whole)
     assert not (tmp_path / "not").exists()
 

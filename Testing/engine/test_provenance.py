@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from pgpsam.models.weights import FROM_SCRATCH
 from pgpsam.training import crossfit
 from pgpsam.training.card import model_card
 from pgpsam.training.choice import SliceChoice, choose_slices
+from pgpsam.training.commands import finetune_main, ship_main
 from pgpsam.training.crossfit import REFINING, refine
 from pgpsam.training.data import Dataset, read_dataset
 from pgpsam.training.finetune import TrainingSettings, finetune
@@ -207,6 +209,65 @@ def test_a_scored_copy_says_which_slices_it_was_trained_on(five: Dataset, tmp_pa
     ship(str(model), tmp_path / "given", data=five.folder, device="cpu")
     scores = json.loads((tmp_path / "given" / "validation" / "scores.json").read_text(encoding="utf-8"))
     assert scores["about"]["training"] == "3 slices"
+
+
+def test_a_copy_replaces_a_model_only_if_that_is_asked_for_and_leaves_nothing_of_it(
+    five: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = train(five, tmp_path / "given", scored=True)
+    model = train(five, tmp_path / "m", hold_out=[])
+    pages = {"validation", "curves.csv", "summary.png"}
+    assert {path.name for path in given.iterdir()} >= pages
+    before = (given / "model.json").read_bytes()
+    words = ["--model", str(model), "--out", str(given), "--progress", "none"]
+    assert ship_main(words) == 2
+    error = capsys.readouterr().err
+    assert error == f"error: {given} holds a model already. Name another folder, or replace it with --overwrite.\n"
+    assert (given / "model.json").read_bytes() == before
+    assert {path.name for path in given.iterdir()} >= pages
+    assert ship_main([*words, "--name", "a b", "--overwrite"]) == 2
+    assert "name: 'a b' is not a plain name" in capsys.readouterr().err
+    assert (given / "model.json").read_bytes() == before
+    (given / "mine.txt").write_text("of the user", encoding="utf-8")
+    assert ship_main([*words, "--overwrite"]) == 0
+    assert {path.name for path in given.iterdir()} == {"model.json", "adapter.safetensors", "CARD.md", "mine.txt"}
+    assert load_spec(given).training["cases"] == [f"case_{number}" for number in range(5)]
+    assert "--overwrite" not in load_spec(given).training["ship_command"]
+
+
+def test_a_model_is_not_written_over_one_that_it_is_made_from(
+    five: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its card would show pictures that went with that model."""
+    model = train(five, tmp_path / "m", scored=True)
+    before = (model / "model.json").read_bytes()
+    words = ["--data", str(five.folder), "--start-from", str(model), "--out", str(model), "--hold-out", "--overwrite"]
+    assert finetune_main([*words, "--device", "cpu", "--progress", "none"]) == 2
+    line = f"error: {model} is a model that the new one is made from. Name another folder with --out.\n"
+    assert capsys.readouterr().err == line
+    whole = train(five, tmp_path / "whole", hold_out=[])
+    for origin in ("--scores-of", "--average-with"):
+        words = ["--model", str(whole), origin, str(model), "--out", str(model), "--overwrite", "--progress", "none"]
+        assert ship_main(words) == 2
+        assert capsys.readouterr().err == line
+    assert (model / "model.json").read_bytes() == before
+    assert (model / "validation" / "failures.png").is_file()
+
+
+def test_a_copy_that_is_not_scored_has_the_pictures_that_its_card_shows(five: Dataset, tmp_path: Path) -> None:
+    """Those of an earlier stage where its model shows them; a model's own scores are not the copy's."""
+    first = train(five, tmp_path / "first", scored=True)
+    later = train(five, tmp_path / "later", hold_out=[], start_from=str(first))
+    scored = train(five, tmp_path / "scored", start_from=str(first), scored=True)
+    for model, stage in ((later, "`first`, an earlier stage of this model, on case_4"), (scored, "None: it was not")):
+        out = tmp_path / f"{model.name}-given"
+        ship(str(model), out)
+        card = (out / "CARD.md").read_text(encoding="utf-8")
+        assert stage in card
+        shown = re.findall(r"!\[.*\]\((.*)\)", card)
+        assert len(shown) == (2 if model == later else 0)
+        for picture in shown:
+            assert (out / picture).read_bytes() == (first / picture).read_bytes()
 
 
 # -------------------------------------------------------------------------------------------------- the mean of two

@@ -43,6 +43,7 @@ from pgpsam.training.choice import SliceChoice
 from pgpsam.training.crossfit import FOLDS, fold_settings, refine
 from pgpsam.training.data import Dataset, read_dataset
 from pgpsam.training.finetune import CHECKPOINT, Progress, TrainingSettings
+from pgpsam.training.origins import check_apart
 from pgpsam.training.overrides import apply, checked, parse_settings
 from pgpsam.training.recipes import fitted, going_on, recipe, usual_iterations
 from pgpsam.training.refining import RefinerSettings
@@ -105,6 +106,7 @@ def _finetune(options: argparse.Namespace) -> None:
     if options.staged and options.teacher:
         raise UserError("a staged run is its own teacher", "Leave out --teacher or --staged.")
     check_model_name(options.name or options.out.resolve().name)
+    check_apart(options.out, options.start_from)
     require(settings.backbone)
     check_folder(options.out)
     print(f"{dataset.name}: {len(dataset.cases)} cases")
@@ -198,8 +200,15 @@ def alone_in(folder: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
-def check_free(out: Path, overwrite: bool) -> None:
+def check_free(
+    out: Path,
+    overwrite: bool,
+    hint: str = "Name another folder, replace it with --overwrite, or go on with --resume if its scoring was stopped.",
+) -> None:
     """Keep what a folder holds from being replaced unasked.
+
+    Args:
+        hint: what to do where it holds a model.
 
     Raises:
         UserError: a stopped run's state, or a model that nobody asked to overwrite.
@@ -207,7 +216,6 @@ def check_free(out: Path, overwrite: bool) -> None:
     if (out / CHECKPOINT).is_file():
         raise UserError(f"{out / CHECKPOINT} is there, of a stopped run", "Go on with --resume, or delete it.")
     if (out / SPEC_FILE).is_file() and not overwrite:
-        hint = "Name another folder, replace it with --overwrite, or go on with --resume if its scoring was stopped."
         raise UserError(f"{out} holds a model already", hint)
 
 
@@ -366,12 +374,15 @@ def ship_main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--keep", default="", metavar="REGEX", help="with --average-with: weights whose names begin so are that model's"
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace the model in --out")
     add_common(parser)
     return run(_ship, parsed(parser, arguments))
 
 
 def _ship(options: argparse.Namespace) -> None:
-    with ProgressReporter(options.progress) as report:
+    check_folder(options.out)
+    with alone_in(options.out), ProgressReporter(options.progress) as report:
+        check_free(options.out, options.overwrite, "Name another folder, or replace it with --overwrite.")
         summary = ship(
             options.model,
             options.out,

@@ -3,9 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from pgpsam.models.store import ModelSpec
+from pgpsam.errors import UserError
+from pgpsam.models.store import ModelSpec, find_model
+
+
+def check_apart(out: Path, *origins: str | None) -> None:
+    """Refuse to write a model over one that it is made from, whose scores and pictures its card may show.
+
+    Args:
+        origins: model folders or names of installed models; empty ones count for nothing.
+
+    Raises:
+        UserError: `out` is the folder of one of them, or there is no such model.
+    """
+    for origin in filter(None, origins):
+        if find_model(origin).resolve() == out.resolve():
+            raise UserError(f"{out} is a model that the new one is made from", "Name another folder with --out.")
 
 
 def trained_cases(spec: ModelSpec) -> list[str]:

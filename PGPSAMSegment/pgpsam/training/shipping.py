@@ -21,10 +21,11 @@ from pgpsam.errors import UserError
 from pgpsam.models.compact import compact
 from pgpsam.models.store import ModelSpec, find_model, load_model, load_spec, save_model
 from pgpsam.segmenter import Step
-from pgpsam.training.card import copy_pictures, model_card
+from pgpsam.training.card import VALIDATION, copy_pictures, model_card
 from pgpsam.training.data import Case, read_dataset
-from pgpsam.training.origins import trained_cases, trained_commands
-from pgpsam.training.run import finish
+from pgpsam.training.finetune import CURVES
+from pgpsam.training.origins import check_apart, trained_cases, trained_commands
+from pgpsam.training.run import SUMMARY, finish, remove_scores
 
 
 def ship(
@@ -44,7 +45,8 @@ def ship(
     """Write the copy.
 
     Args:
-        model: a model folder or an installed model. out: the copy's folder, another one.
+        model: a model folder or an installed model. out: the copy's folder, another one; a model in it is replaced,
+            with its pages.
         name, description: of the copy; empty for the folder's name and the model's description.
         data: the data set whose held-out cases the copy is scored on.
         twin: a scored model of the same method and settings, whose scores the copy shows.
@@ -61,15 +63,18 @@ def ship(
             with that has learned from what is held out, `keep` without it or of no use, a twin without scores, or data
             without a case that was held out.
     """
+    check_apart(out, model, twin, average_with)
     folder = find_model(model)
-    if out.exists() and out.resolve() == folder.resolve():
-        raise UserError(f"{out} is the model itself", "Name another folder with --out.")
     spec, tensors = load_model(folder)
+    training = {**spec.training, "ship_command": command}
+    if spec.scores and "started_from" in training:  # those that the model shows are its own, not an earlier stage's
+        kept = {key: value for key, value in training["started_from"].items() if key not in ("scores", "scored")}
+        training["started_from"] = kept
     spec = replace(
         spec,
         name=name or out.resolve().name,
         description=description or spec.description,
-        training={**spec.training, "ship_command": command},
+        training=training,
         scores={},
     )
     if average_with:
@@ -95,9 +100,12 @@ def ship(
         if not held:
             raise UserError(f"{model} learned from every case of {data}", "Show a twin's scores with --scores-of.")
     save_model(out, spec, compact(tensors), model_card(spec))
-    if twin:
-        copy_pictures(find_model(twin), out)
+    remove_scores(out / VALIDATION)  # of a model that was here before, as the next two
+    for page in (CURVES, SUMMARY):
+        (out / page).unlink(missing_ok=True)
     if not data:
+        if twin or "scores" in training.get("started_from", {}):  # what the card shows in place of the copy's own
+            copy_pictures(find_model(twin or model), out)
         return None
     return finish(out, dataset, held, spec.training.get("choice", "not recorded"), "", device, scoring)
 
