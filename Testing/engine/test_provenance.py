@@ -160,15 +160,24 @@ def test_scores_of_a_model_without_its_refiner_are_no_longer_its_own(
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(crossfit, "finish", stop)
-    with pytest.raises(KeyboardInterrupt):
-        refine(model, five, TINY, SliceChoice(), folds=2, refining=REFINER, device="cpu")
+    with monkeypatch.context() as patch:
+        patch.setattr(crossfit, "finish", stop)
+        with pytest.raises(KeyboardInterrupt):
+            refine(model, five, TINY, SliceChoice(), folds=2, refining=REFINER, device="cpu")
     spec = load_spec(model)
     assert spec.refiner
     assert spec.scores == {}
     card = (model / "CARD.md").read_text(encoding="utf-8")
     assert card == model_card(spec)
     assert "None: it was not scored." in card
+
+    steps: list[str] = []  # called again, it has only to score
+    again: dict = {"progress": lambda what, _: steps.append(what), "labelling": lambda case, _: steps.append(case)}
+    summary = refine(model, five, TINY, SliceChoice(), folds=2, refining=REFINER, device="cpu", **again)
+    assert steps == []
+    assert load_spec(model).scores["summary"] == summary
+    assert load_spec(model).refiner == spec.refiner
+    assert not (model / REFINING).exists()
 
 
 def test_data_without_the_cases_that_were_held_out_is_refused_before_anything_is_trained(

@@ -117,9 +117,11 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
         train_refiner(answers, 3, replace(settings, seed=1), CPU, state=state)
     resumed = train_refiner(answers, 3, settings, CPU, state=state, progress=lambda p: seen.append(p.iteration))
     assert seen == [1, 2, 3, 4, 5, 6]
-    assert not state.exists()
+    again = train_refiner(answers, 3, settings, CPU, state=state, progress=lambda p: seen.append(p.iteration))
+    assert seen == [1, 2, 3, 4, 5, 6]  # a finished one has nothing to do
     for name, value in whole.state_dict().items():
         assert torch.allclose(resumed.state_dict()[name].float(), value.float(), atol=1e-5), name
+        assert torch.equal(again.state_dict()[name], resumed.state_dict()[name]), name
 
 
 def test_a_damaged_state_is_refused(tmp_path: Path) -> None:

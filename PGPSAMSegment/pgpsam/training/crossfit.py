@@ -3,7 +3,7 @@
     split the model's patients into folds -> train a model without each fold -> its answers for that fold
     -> train the refiner on all answers -> put it into the model's folder
 
-What is finished stays in the folder `refining` in the model's own until the refiner is there, so that a stopped run
+What is finished stays in the folder `refining` in the model's own until the model is scored, so that a stopped run
 goes on where it was.
 """
 
@@ -99,7 +99,9 @@ def refine(
     """
     add_refiner(model, dataset, settings, choice, device=device, **more)
     held = dataset.select(load_spec(model).training.get("held_out", ()))
-    return finish(model, dataset, held, choice.text, "", device, scoring)
+    summary = finish(model, dataset, held, choice.text, "", device, scoring)
+    shutil.rmtree(model / REFINING)
+    return summary
 
 
 def add_refiner(
@@ -117,7 +119,7 @@ def add_refiner(
     labelling: Callable[[str, Step], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
 ) -> None:
-    """Train a refiner and put it into a model's folder, in the place of a former one.
+    """Train a refiner and put it into a model's folder, in the place of a former one. What it took stays in `REFINING`.
 
     Args:
         model: a model folder.
@@ -205,7 +207,6 @@ def add_refiner(
     spec = replace(spec, refiner=about, scores={})  # these were the model's without it
     tensors = split_tensors(tensors)[0] | named_in_file(refiner_tensors(refiner))
     save_model(model, spec, tensors, model_card(spec))
-    shutil.rmtree(model / REFINING)
 
 
 def check_same_slices(spec: ModelSpec, choice: SliceChoice, drawn: Sequence[ChosenSlices]) -> None:

@@ -197,7 +197,7 @@ def train_refiner(
 
     Args:
         classes: K, background included.
-        state: a file for the state of a stopped run, from which the next one goes on; it is deleted at the end.
+        state: a file for the state of a stopped run, from which the next one goes on, and of a finished one.
         progress, cancelled: called at every iteration.
 
     Raises:
@@ -239,7 +239,8 @@ def train_refiner(
             eta = seconds / (iteration + 1 - first) * (settings.iterations - iteration - 1)
             progress(Progress(iteration + 1, settings.iterations, mean_loss, spent + seconds, eta))
         stop = cancelled is not None and cancelled()
-        if state and (stop or time.monotonic() - saved > CHECKPOINT_SECONDS):
+        last = iteration + 1 == settings.iterations
+        if state and (stop or last or time.monotonic() - saved > CHECKPOINT_SECONDS):
             facts = {"run": run, "iteration": iteration + 1, "seconds": spent + seconds, "mean_loss": mean_loss}
             values = {"refiner": refiner.state_dict(), "optimizer": optimizer.state_dict()}
             facts |= {**values, "average": average.tensors, "steps": average.steps}
@@ -247,8 +248,6 @@ def train_refiner(
             saved = time.monotonic()
         if stop:
             raise Cancelled(f"stopped at iteration {iteration + 1} of the refiner; --resume continues")
-    if state:
-        state.unlink(missing_ok=True)
     refiner.load_state_dict(average.tensors, strict=False)
     return refiner.eval()
 
