@@ -161,6 +161,12 @@ def test_from_the_command_line(
     given = ["--model", str(model), "--data", str(phantoms), "--shots", "4", "--device", "cpu", "--progress", "none"]
     assert refine_main([*given, "--folds", "9"]) == 2
     assert capsys.readouterr().err.strip() == "error: 2 patients cannot be split into 9 folds"
+    for count in ("0", "-3"):
+        assert refine_main([*given, "--refiner-iterations", count]) == 2
+        told = f"error: {count} iterations of the refiner are none. Train it for at least one."
+        assert capsys.readouterr().err.strip() == told
+        assert refine_main([*given, "--iterations", count]) == 2
+        assert f"iterations is {count}: a training needs at least one" in capsys.readouterr().err
     assert refine_main([*given, "--set", "no_such=1"]) == 2
     assert "no_such" in capsys.readouterr().err
     assert refine_main([*given, "--hold-out", "case_2"]) == 2

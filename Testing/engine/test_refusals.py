@@ -47,6 +47,7 @@ def copied(phantoms: Path, tmp_path: Path) -> Path:
         (["--set", "replay=0"], "replay is 0"),
         (["--set", "empty_share=1"], "empty_share is 1"),
         (["--set", "canvas=[0,0]"], "canvas (0, 0)"),
+        (["--set", "start_share=0.5"], "--set start_share: there is no model of all these organs"),
         (["--set", "seed=7"], "Give it as --seed"),
         (["--set", "start_from=nowhere"], "Give it as --start-from"),
         (["--set", "offsets_mm=[NaN,0,0]"], "--set offsets_mm: (nan, 0, 0) is not of the kind of (0.0, 0.0, 0.0)"),
@@ -61,6 +62,18 @@ def test_what_no_run_can_be_made_of(
     words: list[str], says: str, phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert says in error_of(["--data", str(phantoms), "--out", str(tmp_path / "m"), *QUICK, *words], capsys)
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_share_of_weights_that_are_not_all_the_starts_is_refused(
+    phantoms: Path, quick_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """model.json would tell of a mean that was never taken."""
+    names = {"labels": {"background": 0, "liver": 6, "kidney": 1}, "validation": ["case_2"]}
+    data = shutil.copytree(phantoms, tmp_path / "data")
+    (data / "dataset.json").write_text(json.dumps(names))
+    words = ["--data", str(data), "--out", str(tmp_path / "m"), "--start-from", str(quick_model), "--set"]
+    assert "there is no model of all these organs" in error_of([*words, "start_share=0.5"], capsys)
     assert not (tmp_path / "m").exists()
 
 

@@ -256,7 +256,11 @@ def settings_of(options: argparse.Namespace, dataset: Dataset) -> TrainingSettin
         seen = replace(settings.preparation, window=theirs.window, offsets_mm=theirs.offsets_mm)
         settings = replace(settings, settings=start.settings, preparation=seen)
         settings = going_on(settings, start.labels.names, dataset.labels.names)
+    whole = settings.start_share > 0 or options.staged  # all weights are the start's; a stage's are the former one's
     settings = replace(apply(settings, values), seed=options.seed, start_from=options.start_from or "")
+    if settings.start_share and not whole:
+        message = "--set start_share: there is no model of all these organs whose weights could stay"
+        raise UserError(message, "Leave it out, or start from such a model with --start-from.")
     return fitted(replace(settings, backbone=options.backbone) if options.backbone else settings)
 
 
@@ -314,7 +318,7 @@ def refine_main(arguments: Sequence[str] | None = None) -> int:
 
 def _refine(options: argparse.Namespace) -> None:
     refining = RefinerSettings(seed=options.seed)
-    if options.refiner_iterations:
+    if options.refiner_iterations is not None:
         refining = replace(refining, iterations=options.refiner_iterations)
     settings = fold_settings(load_spec(options.model), options.seed)
     settings = apply(settings, parse_settings(options.set))

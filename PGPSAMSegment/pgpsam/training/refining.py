@@ -92,6 +92,11 @@ class RefinerSettings:
     average: float = 0.99
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        """Raises UserError for what no refiner can be made of."""
+        if self.iterations < 1:
+            raise UserError(f"{self.iterations} iterations of the refiner are none", "Train it for at least one.")
+
 
 @dataclass(frozen=True, eq=False)
 class Part:
