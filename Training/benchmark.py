@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Compare the methods: `python Training/benchmark.py --data DATASET --out FOLDER`."""
 
-from pgpsam.training.commands import benchmark_main
+from pgpsam.entry import enter
 
 if __name__ == "__main__":
-    raise SystemExit(benchmark_main())
+    raise SystemExit(enter("pgpsam.training.commands", "benchmark_main"))

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Score a model: `python Training/evaluate.py --model MODEL --data DATASET --out DIR`."""
 
-from pgpsam.training.commands import evaluate_main
+from pgpsam.entry import enter
 
 if __name__ == "__main__":
-    raise SystemExit(evaluate_main())
+    raise SystemExit(enter("pgpsam.training.commands", "evaluate_main"))

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Adapt a method to annotated slices: `python Training/finetune.py --data DATASET --out MODEL_DIR`."""
 
-from pgpsam.training.commands import finetune_main
+from pgpsam.entry import enter
 
 if __name__ == "__main__":
-    raise SystemExit(finetune_main())
+    raise SystemExit(enter("pgpsam.training.commands", "finetune_main"))

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Give a trained model a volume refiner: `python Training/refine.py --model MODEL_DIR --data DATASET`."""
 
-from pgpsam.training.commands import refine_main
+from pgpsam.entry import enter
 
 if __name__ == "__main__":
-    raise SystemExit(refine_main())
+    raise SystemExit(enter("pgpsam.training.commands", "refine_main"))

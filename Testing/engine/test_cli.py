@@ -26,6 +26,9 @@ from pgpsam.training.origins import trained_cases
 from pgpsam.volume import write_array
 from phantoms import make_phantom
 
+ROOT = Path(__file__).parents[2]
+TRAINING = ("finetune", "refine", "evaluate", "ship", "benchmark")
+
 
 def pgpsam(*arguments, **options):
     return subprocess.run(
@@ -33,11 +36,28 @@ def pgpsam(*arguments, **options):
     )
 
 
-@pytest.mark.parametrize("script", sorted((Path(__file__).parents[2] / "Training").glob("*.py")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("script", sorted((ROOT / "Training").glob("*.py")), ids=lambda p: p.stem)
 def test_every_training_command_explains_itself(script):
     done = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"usage: {script.name}")
+
+
+COMMANDS = [["-m", "pgpsam", "models"], *([f"Training/{name}.py"] for name in TRAINING)]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda words: words[-1])
+def test_ctrl_c_while_a_command_is_imported_is_one_line(command):
+    process = subprocess.Popen(
+        [sys.executable, "-X", "importtime", *command], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    for line in process.stderr:
+        if "argparse" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    said = [line for line in process.stderr.read().splitlines() if not line.startswith("import time:")]
+    assert said == ["cancelled"]
+    assert process.wait(timeout=30) == 130
 
 
 @pytest.fixture(scope="module")

@@ -174,7 +174,7 @@ def _meaning(words: Sequence[str]) -> list[str]:
 
 def run_row(words: Sequence[str], folder: Path, progress: str) -> int:
     """Train and score in a process of its own, which writes its progress to ours; its exit code."""
-    main = "from pgpsam.training.commands import finetune_main; exit(finetune_main())"
+    main = "from pgpsam.entry import enter; exit(enter('pgpsam.training.commands', 'finetune_main'))"
     command = [sys.executable, "-c", main, *words, "--progress", progress]
     if any((folder / name).is_file() for name in (CHECKPOINT, SPEC_FILE)):  # it was trained, but not scored
         command.append("--resume")
