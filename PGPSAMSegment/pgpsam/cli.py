@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 import pgpsam
 from pgpsam.errors import UserError
 from pgpsam.labels import LabelSet, canonical_name
-from pgpsam.models.store import SPEC_FILE, find_model, list_models, load_spec
+from pgpsam.models.store import SPEC_FILE, ModelSpec, find_model, list_models, load_spec
 from pgpsam.models.weights import BASE_WEIGHTS, fetch
 from pgpsam.terminal import ProgressReporter, add_common, add_looks, number, print_table, run
 from pgpsam.volume import Volume, output_extension, read_labels, read_labels_on, read_volume, write_array
@@ -286,20 +286,39 @@ def info(options: argparse.Namespace) -> None:
     print(f"{spec.name}: {spec.description or 'no description'}")
     print(f"method {spec.method} on {spec.backbone}, in {folder}")
     print("organs: " + ", ".join(spec.labels.names))
-    print("training: " + json.dumps(spec.training))
-    if not spec.scores.get("summary"):
-        return
+    told = "its training is"
     try:
+        for line in about_training(spec):
+            print(line)
+        if not spec.scores.get("summary"):
+            return
+        told = "its scores are"
         cases = ", ".join(spec.scores["split"])
         organs = spec.scores["summary"]["organs"]
         rows = [[str(o["organ"]), number(o["dice"]), number(o["hd95_mm"], 1)] for o in organs]
-    except (KeyError, TypeError, ValueError) as error:
-        message = f"{folder / SPEC_FILE}: its scores are not as training writes them ({type(error).__name__}: {error})"
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        message = f"{folder / SPEC_FILE}: {told} not as training writes it ({type(error).__name__}: {error})"
         raise UserError(message, "Get the model again.") from error
     twin = spec.scores.get("model")
     who = f"of {twin}, trained in the same way without them" if twin else "which it was not trained on"
     print(f"scores on {cases}, {who}:")
     print_table("held-out cases", ["organ", "Dice", "HD95 mm"], rows)
+
+
+def about_training(spec: ModelSpec) -> list[str]:
+    """What a model learned from and the commands that made it, as lines; model.json beside it says all."""
+    from pgpsam.training.origins import trained_cases, trained_commands
+
+    training, cases = spec.training, trained_cases(spec)
+    slices = f"{training.get('slices', '?')} slices ({training.get('slices_with_organs', '?')} with organs)"
+    data, choice = training.get("data", "data not recorded"), training.get("choice", "slices not recorded")
+    lines = [
+        f"trained on {data}, {choice}: {slices}",
+        f"patients: {len(cases)}: {', '.join(cases)}" if cases else "patients: not recorded",
+        f"held out: {', '.join(training.get('held_out', ())) or 'none'}",
+    ]
+    commands = trained_commands(spec)
+    return [*lines, "made by:", *(f"  {command}" for command in commands)] if commands else lines
 
 
 def fetch_weights(options: argparse.Namespace) -> None:

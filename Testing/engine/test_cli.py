@@ -22,7 +22,7 @@ from pgpsam.labels import ABDOMEN
 from pgpsam.models.store import find_model, load_spec
 from pgpsam.segmenter import Segmenter
 from pgpsam.terminal import ProgressReporter, print_table
-from pgpsam.training.origins import trained_cases
+from pgpsam.training.origins import trained_cases, trained_commands
 from pgpsam.volume import write_array
 from phantoms import make_phantom
 
@@ -355,6 +355,29 @@ def test_models_and_info(quick_model):
     assert listed.returncode == 0
     assert str(quick_model) in listed.stdout, "a folder's name is whole where no terminal's edge cuts it"
     assert pgpsam("info", "no-such-model").returncode == 2
+
+
+def test_info_is_short_and_names_patients_and_commands(capsys):
+    assert main(["info", "abdomen-ct"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    spec = load_spec(find_model("abdomen-ct"))
+    told, cases = spec.training, trained_cases(spec)
+    counts = f"{told['slices']} slices ({told['slices_with_organs']} with organs)"
+    assert f"trained on {told['data']}, {told['choice']}: {counts}" in lines
+    assert f"patients: {len(cases)}: {', '.join(cases)}" in lines
+    assert "held out: none" in lines
+    made = lines.index("made by:") + 1
+    assert lines[made : made + len(trained_commands(spec))] == [f"  {command}" for command in trained_commands(spec)]
+    assert not any("{" in line and "dice" in line for line in lines)
+
+
+@pytest.mark.parametrize("training", [{"cases": 5}, {"started_from": [1]}, {"held_out": 3}])
+def test_a_training_that_cannot_be_shown_is_one_line(quick_model, tmp_path, capsys, training):
+    model = edited(quick_model, tmp_path / "model", training=training)
+    assert main(["info", str(model)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {model / 'model.json'}: its training is not as training writes it")
+    assert error.count("\n") == 1
 
 
 def edited(model, folder, **changes):
