@@ -496,7 +496,7 @@ def probe_hint(trouble: str) -> str:
 def cache_folder() -> Path:
     """The user's cache folder for this project; PGPSAM_CACHE moves it."""
     if os.environ.get("PGPSAM_CACHE"):
-        return Path(os.environ["PGPSAM_CACHE"]).expanduser().absolute()
+        return whole_path(os.environ["PGPSAM_CACHE"])
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "pgpsam"
     if sys.platform == "darwin":
@@ -795,6 +795,18 @@ def test(environment: Environment, wish: Wish, pytest_arguments: list[str]) -> i
     return int(failed)
 
 
+def whole_path(text: str) -> Path:
+    """An absolute path of what the user wrote.
+
+    Raises:
+        SetupError: nothing was written, as by a shell whose variable is unset, or the home of a user who is not there.
+    """
+    path = os.path.expanduser(text)
+    if not text or path.startswith("~"):
+        raise SetupError(f"'{text}' names no file or folder; write its whole path")
+    return Path(path).absolute()
+
+
 def torch_build_name(text: str) -> str:
     if not re.fullmatch(r"auto|cpu|cu\d{3}", text):
         raise argparse.ArgumentTypeError(f"{text!r}: use auto, cpu, or a CUDA version such as cu128")
@@ -814,7 +826,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     common.add_argument(
         "--wheels",
         metavar="DIR",
-        type=lambda text: Path(text).expanduser().absolute(),
+        type=whole_path,
         help="install without a network, from this folder of wheels. " + make_wheels_hint().replace("%", "%%"),
     )
     common.add_argument(
@@ -835,7 +847,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     installer.add_argument(
         "--slicer",
         metavar="PATH",
-        type=lambda text: Path(text).expanduser().absolute(),
+        type=whole_path,
         help="a Slicer's folder or program: it will find the module, and the module this engine",
     )
     demo_help = "set up the engine, segment a sample CT and write the results into demo/"
@@ -846,7 +858,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "file",
         nargs="?",
         metavar="FILE",
-        type=lambda text: Path(text).expanduser().absolute(),
+        type=whole_path,
         help="a CT: NIfTI, NRRD, MHA or a DICOM folder; without it, the sample CT",
     )
     viewer.add_argument("--port", type=port_number, default=8080, help="of the page: 8080, or the one given here")
@@ -861,7 +873,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def dispatch(options: argparse.Namespace, pytest_arguments: list[str]) -> int:
     chosen = os.environ.get("PGPSAM_VENV")
-    environment = Environment(Path(chosen).expanduser().absolute() if chosen else PROJECT / ".venv")
+    environment = Environment(whole_path(chosen) if chosen else PROJECT / ".venv")
     # What `test` installs serves `view` as well, so that the two in turn don't install anything anew.
     extras = {"test": ("test", "view"), "view": ("view",)}.get(options.command, ())
     wish = Wish(extras, options.wheels, options.cuda)
@@ -879,8 +891,10 @@ def main(arguments: list[str]) -> int:
         if hasattr(stream, "reconfigure"):  # a path may hold letters that the console's encoding lacks
             stream.reconfigure(errors="backslashreplace")
     end = arguments.index("--") if "--" in arguments else len(arguments)
-    options = parse(arguments[:end])
     try:
+        options = parse(arguments[:end])
+        if arguments[end + 1 :] and options.command != "test":
+            raise SetupError(f"{' '.join(arguments[end:])}: only 'test' takes arguments after --; leave them out")
         return dispatch(options, arguments[end + 1 :])
     except KeyboardInterrupt:
         message, status = "interrupted; run it again to go on", 130

@@ -647,12 +647,21 @@ class TestCommandLine:
             (["install", "--slicer", "/no/such/folder"], "there is no Slicer"),
             (["view", "/no/such/ct.nii.gz"], "no such file or folder"),
             (["view", "--port", "0"], "use a number from 1 to 65535"),
+            (["view", ""], "'' names no file or folder; write its whole path"),
+            (["install", "--wheels", "~nobody-here/wheels"], "'~nobody-here/wheels' names no file or folder"),
+            (["install", "--wheels", ".", "--", "-k", "quick"], "-- -k quick: only 'test' takes arguments after --"),
         ],
     )
     def test_what_the_user_can_mend_exits_with_2(self, tmp_path: Path, arguments: list[str], says: str) -> None:
         result = run_setup(make_project(tmp_path / "project"), *arguments)
         assert result.returncode == 2
         assert says in result.stderr
+        assert "Traceback" not in result.stderr
+
+    def test_a_home_that_is_not_there_is_no_place_for_the_engine(self, tmp_path: Path) -> None:
+        result = run_setup(make_project(tmp_path / "project"), "install", PGPSAM_VENV="~nobody-here/venv")
+        assert result.returncode == 2
+        assert result.stderr == "setup_env.py: '~nobody-here/venv' names no file or folder; write its whole path\n"
         assert "Traceback" not in result.stderr
 
     def test_old_pythons_can_read_it_and_the_bounds_are_those_of_the_project(self) -> None:
