@@ -37,8 +37,9 @@ def test_the_grid_and_its_cross_validation_by_patient(dataset):
         plan(dataset, ["pgp"], ["most"], [0])
     with pytest.raises(UserError, match="does not say which cases to score"):
         plan(replace(dataset, validation=()), ["pgp"], ["16"], [0])
-    with pytest.raises(UserError, match="--folds 9 of 3 cases"):
-        plan(dataset, ["pgp"], ["16"], [0], folds=9)
+    for folds in (9, 1, -2):
+        with pytest.raises(UserError, match=f"--folds {folds} of 3 cases"):
+            plan(dataset, ["pgp"], ["16"], [0], folds=folds)
 
 
 def test_every_run_has_the_same_budget_and_the_data_sets_own_lists(dataset, tmp_path):
@@ -257,6 +258,9 @@ def test_methods_that_learned_from_other_labels_are_refused(finished, tmp_path):
     assert len(collect(rows, tmp_path)) == 2
     tell(other, training__labels_crc32=1)
     with pytest.raises(UserError, match=r"probe-10pct-seed0 was trained on other slices or labels than .*/unet-10pct"):
+        collect(rows, tmp_path)
+    tell(other, training__labels_crc32=None, training__slices=9)  # as of a time before labels had a checksum
+    with pytest.raises(UserError, match=r"probe-10pct-seed0 was trained on other data or slices than .*/unet-10pct"):
         collect(rows, tmp_path)
 
 

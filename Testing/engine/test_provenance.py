@@ -250,10 +250,11 @@ def test_a_model_is_not_written_over_one_that_it_is_made_from(
     """Its card would show pictures that went with that model."""
     model = train(five, tmp_path / "m", scored=True)
     before = (model / "model.json").read_bytes()
-    words = ["--data", str(five.folder), "--start-from", str(model), "--out", str(model), "--hold-out", "--overwrite"]
-    assert finetune_main([*words, "--device", "cpu", "--progress", "none"]) == 2
     line = f"error: {model} is a model that the new one is made from. Name another folder with --out.\n"
-    assert capsys.readouterr().err == line
+    words = ["--data", str(five.folder), "--out", str(model), "--hold-out", "--overwrite", "--progress", "none"]
+    for origin in ("--start-from", "--teacher"):
+        assert finetune_main([*words, origin, str(model)]) == 2
+        assert capsys.readouterr().err == line
     whole = train(five, tmp_path / "whole", hold_out=[])
     for origin in ("--scores-of", "--average-with"):
         words = ["--model", str(whole), origin, str(model), "--out", str(model), "--overwrite", "--progress", "none"]

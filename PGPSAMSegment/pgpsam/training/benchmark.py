@@ -83,7 +83,7 @@ def plan(
         raise UserError(f"{dataset.folder} does not say which cases to score", hint)
     if unknown := set(amounts) - set(AMOUNTS):
         raise UserError(f"no amount of slices named {', '.join(sorted(unknown))}: there are {', '.join(AMOUNTS)}")
-    if folds == 1 or folds > len(dataset.cases):
+    if folds and not 2 <= folds <= len(dataset.cases):
         raise UserError(f"--folds {folds} of {len(dataset.cases)} cases")
     encoders = {method: "" if recipe(method).backbone == FROM_SCRATCH else backbone for method in methods}
     rows = [
@@ -290,10 +290,13 @@ def collect(rows: Iterable[Row], out: Path) -> list[Group]:
         spec = load_spec(folder)
         key = (row.method, row.amount, row.fold[1] if row.fold else 0)
         found.setdefault(key, []).append(spec)
+        choice = (row.amount, row.seed, row.fold)
+        count = spec.training.get("data"), spec.training.get("slices")
         drawn, scored = spec.training.get(LABELS_CHECKSUM), spec.scores.get(LABELS_CHECKSUM)
         for what, among, value, hint in (
             ("trained with other settings", key, settings_of(spec), ELSEWHERE),
-            ("trained on other slices or labels", (row.amount, row.seed, row.fold), drawn, ELSEWHERE),
+            ("trained on other data or slices", choice, count, ELSEWHERE),
+            ("trained on other slices or labels", choice, drawn, ELSEWHERE),
             ("scored on other labels", frozenset(spec.scores["split"]), scored, SCORE_AGAIN),
             ("scored for other reported organs", None, spec.scores["summary"]["reported_labels"], SCORE_AGAIN),
         ):

@@ -106,7 +106,7 @@ def _finetune(options: argparse.Namespace) -> None:
     if options.staged and options.teacher:
         raise UserError("a staged run is its own teacher", "Leave out --teacher or --staged.")
     check_model_name(options.name or options.out.resolve().name)
-    check_apart(options.out, options.start_from)
+    check_apart(options.out, options.start_from, *options.teacher)
     require(settings.backbone)
     check_folder(options.out)
     print(f"{dataset.name}: {len(dataset.cases)} cases")
