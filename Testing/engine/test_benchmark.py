@@ -52,6 +52,8 @@ def test_every_run_has_the_same_budget_and_the_data_sets_own_lists(dataset, tmp_
     assert words["pgp"][words["pgp"].index("--slices") + 1] == str(listed)
     steps = {m: int(w[w.index("--iterations") + 1]) for m, w in words.items()}
     assert steps == {"pgp": 600, "probe": 300}  # batches of 4 and of 8
+    smaller = arguments(Row("pgp", "16", 1), dataset, tmp_path, 2400, ["--set", "average=0.99", "batch=2"])
+    assert smaller[smaller.index("--iterations") + 1] == "1200"
     assert "--shots" in arguments(Row("pgp", "16", 1), dataset, tmp_path, 2400)
     for whole in (False, True):
         told = replace(dataset, fully_annotated=whole)

@@ -27,6 +27,7 @@ from pgpsam.segmenter import Step
 from pgpsam.slices import Preparation
 from pgpsam.training.data import Dataset
 from pgpsam.training.finetune import CHECKPOINT, TrainingSettings, describe
+from pgpsam.training.overrides import parse_settings
 from pgpsam.training.recipes import recipe
 from pgpsam.training.run import LABELS_CHECKSUM, finish
 
@@ -107,12 +108,18 @@ def arguments(row: Row, dataset: Dataset, out: Path, slices_seen: int, extra: Se
     """
     words = ["--data", str(dataset.folder), "--out", str(out / row.name), "--method", row.method]
     words += [*chosen_slices(row, dataset), "--seed", str(row.seed)]
-    words += ["--iterations", str(max(1, slices_seen // recipe(row.method).batch))]
+    words += ["--iterations", str(max(1, slices_seen // slices_a_step(row.method, extra)))]
     if row.hold_out:
         words += ["--hold-out", *row.hold_out]
     if row.backbone:
         words += ["--backbone", row.backbone]
     return [*words, *extra]
+
+
+def slices_a_step(method: str, extra: Sequence[str]) -> int:
+    """How many slices a step takes, as the recipe has it or `--set batch=` says, which the run itself checks."""
+    given = parse_settings([word for word in extra if word.startswith("batch=")]).get("batch")
+    return given if isinstance(given, int) and given > 0 else recipe(method).batch
 
 
 def chosen_slices(row: Row, dataset: Dataset) -> list[str]:
