@@ -18,7 +18,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from .errors import UserError
-from .image import MAX_SHEAR, Image, check_name, check_size, first_line, itk_affine, quiet_itk
+from .image import MAX_SHEAR, Image, check_name, check_size, first_line, itk_affine, quiet_itk, unreadable
 
 _log = logging.getLogger(__name__)
 
@@ -66,6 +66,8 @@ def read_series(folder: Path) -> Image:
             with quiet_itk():
                 image = sitk.ReadImage(each.file, sitk.sitkFloat32, imageIO="GDCMImageIO")
             array[k] = sitk.GetArrayViewFromImage(image)[0]
+    except PermissionError as error:
+        raise unreadable(Path(error.filename or folder), error) from error
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
             f"{folder} can't be read: {first_line(error)}", "Export the DICOM series again, uncompressed"

@@ -83,12 +83,23 @@ def read_image(path: Path) -> Image:
             f"Give {', '.join(NIFTI + ITK_IN)} or a folder with one DICOM series",
         )
     try:
+        with open(path, "rb"):
+            pass
+    except OSError as error:
+        raise unreadable(path, error) from error
+    try:
         return reader(path)
     except _READ_ERRORS as error:
         raise UserError(
             f"{path} can't be read: {first_line(error)}",
             "The file may be truncated, damaged or in another format than its name says",
         ) from error
+
+
+def unreadable(path: Path, error: OSError) -> UserError:
+    """What to say where the system does not let a file or folder be read."""
+    hint = "Check its permissions, and that its drive is connected"
+    return UserError(f"{path} can't be read: {error.strerror}", hint)
 
 
 def _read_nifti(path: Path) -> Image:

@@ -8,8 +8,10 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import nibabel as nib
@@ -598,6 +600,36 @@ def test_what_can_not_be_read_is_said_in_one_line(
     with pytest.raises(UserError, match=message) as caught:
         read_volume(tmp_path / name)
     assert "\n" not in str(caught.value)
+
+
+@contextmanager
+def as_another_user() -> Iterator[None]:
+    """Root may read everything, so it becomes somebody else meanwhile."""
+    if os.geteuid():
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has other permissions")
+def test_what_the_user_may_not_read_is_not_called_damaged() -> None:
+    with TemporaryDirectory() as parent:  # not pytest's, which others cannot even enter
+        os.chmod(parent, 0o755)
+        file, series = Path(parent, "in.nii.gz"), Path(parent, "series")
+        nib.save(_nifti(NOISE), file)
+        series.mkdir()
+        (series / "1.dcm").write_bytes(b"no image, but who knows")
+        for path in (file, series / "1.dcm"):
+            path.chmod(0)
+        for path, culprit in ((file, file), (series, series / "1.dcm")):
+            with as_another_user(), pytest.raises(UserError) as caught:
+                read_volume(path)
+            assert caught.value.message == f"{culprit} can't be read: Permission denied"
+            assert caught.value.hint == "Check its permissions, and that its drive is connected"
 
 
 # A volume of noise: a bit that flips in it leaves a stream that can be decompressed to the end.
