@@ -115,8 +115,11 @@ def volumes(segmentationNode: Any) -> set[str]:
         SceneError: as `changes`.
     """
     first = _first(segmentationNode)
-    given = [first.entries[each.given]["voxels"] for each in _that_count(segmentationNode, first) if each.given]
-    return {voxels for voxels in given if voxels}
+    segmentation, found = segmentationNode.GetSegmentation(), set()
+    for each in _that_count(segmentationNode, first):
+        own = segments.tag(segmentation.GetSegment(each.segment), segments.VOXELS_TAG) if each.segment else ""
+        found.add(own or (first.entries[each.given]["voxels"] if each.given else ""))
+    return found - {""}
 
 
 def training_case(

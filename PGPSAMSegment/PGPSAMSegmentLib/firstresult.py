@@ -32,11 +32,13 @@ class First:
         spacing: of i, j and k, mm.
         entries: as `key` names them: {"organ", "axis": of its slices, "voxels": of the volume, see `grid.voxels_of`,
             "start", "shape", "bits"}; those of segments that the user removed are among them.
+        voxels: of the volume that the last run was on, which may have found nothing; '' for earlier versions.
     """
 
     shape: tuple[int, int, int]
     spacing: tuple[float, float, float]
     entries: dict[str, dict[str, Any]]
+    voxels: str = ""
 
     def mask(self, key: str) -> NDArray[np.bool_]:
         """What the model gave for a segment, bool [k, j, i]."""
@@ -70,7 +72,10 @@ def organs(segmentationNode: Any) -> set[str]:
 def volumes(segmentationNode: Any) -> set[str]:
     """Which volumes' voxels the model's results are of, see `grid.voxels_of`; empty where this is not known."""
     found = _read(segmentationNode)
-    return {entry["voxels"] for entry in found.entries.values() if entry["voxels"]} if found is not None else set()
+    if found is None:
+        return set()
+    made_on = [entry["voxels"] for entry in found.entries.values()] if found.entries else [found.voxels]
+    return {voxels for voxels in made_on if voxels}
 
 
 def keep(segmentationNode: Any, volumeNode: Any, names: Iterable[str], voxels: str) -> None:
@@ -87,14 +92,15 @@ def keep(segmentationNode: Any, volumeNode: Any, names: Iterable[str], voxels: s
     entries = dict(earlier.entries) if earlier is not None and earlier.shape == shape else {}
     entries = {name: entry for name, entry in entries.items() if name in there or entry["organ"] not in asked}
     for name, organ in ours:
-        fresh = organ.untouched and organ.organ in asked
+        made_on = segments.tag(segmentation.GetSegment(organ.segment_id), segments.VOXELS_TAG)
+        fresh = organ.untouched and organ.organ in asked and made_on == voxels
         if fresh or (name not in entries and segments.as_written(segmentation, organ.segment_id)):
             entries[name] = _entry(segmentation, organ, voxels if fresh else "")
     node = companion(segmentationNode, FIRST)
     if node is None or not node.IsA("vtkMRMLTextNode"):
         remove([node])
         node = _add(segmentationNode)
-    node.SetText(json.dumps({"shape": shape, "spacing": volumeNode.GetSpacing(), "entries": entries}))
+    node.SetText(json.dumps({"shape": shape, "spacing": volumeNode.GetSpacing(), "entries": entries, "voxels": voxels}))
 
 
 def key(segmentation: Any, segment_id: str) -> str:
@@ -123,7 +129,7 @@ def _read(segmentationNode: Any) -> First | None:
             kept = json.loads(node.GetText())
         except ValueError:  # somebody else's text
             return None
-        return First(tuple(kept["shape"]), tuple(kept["spacing"]), kept["entries"])
+        return First(tuple(kept["shape"]), tuple(kept["spacing"]), kept["entries"], kept.get("voxels", ""))
     if node is not None and node.IsA("vtkMRMLLabelMapVolumeNode") and node.GetImageData() is not None:
         return _of_label_map(segmentationNode, node)
     return None

@@ -46,7 +46,7 @@ class ResultPanel(Panel):
         """
         volume = node.GetNodeReference(VOLUME)
         chosen = self._chosen.get(volume.GetID(), target)
-        if chosen is not target and (chosen is None or chosen.GetScene() is not None):
+        if chosen not in (target, node) and (chosen is None or chosen.GetScene() is not None):
             return False
         scene.choose_output(volume, node)
         if volume is not self.parameters.inputVolume:

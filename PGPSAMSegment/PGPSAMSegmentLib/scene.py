@@ -80,6 +80,7 @@ _SENT_PLACES = "places.npy"  # beside the voxels that the engine gets: where the
 # Of a volume: a reference to the segmentation that its results go to, or to itself where a new one was chosen. Not an
 # attribute: a sequence's frames bring their own.
 _OUTPUT = PREFIX + "output"
+_FRAME = PREFIX + "frame"  # attribute of a segmentation that was made on a sequence's frame: its number
 _PREVIEW = PREFIX + "preview"  # attribute: ID of the volume whose finished slices a segmentation shows
 
 
@@ -167,6 +168,8 @@ def show_result(
         if segmentationNode is None:
             frame = f" frame {frame_of(volumeNode)}" if frame_of(volumeNode) else ""
             segmentationNode = _add_segmentation(volumeNode, f"{volumeNode.GetName()}{frame} segmentation")
+            if frame:
+                segmentationNode.SetAttribute(_FRAME, str(frame_of(volumeNode)))
             history.made(segmentationNode)
         else:
             _follow_transform(segmentationNode, volumeNode)
@@ -286,7 +289,9 @@ def segmentation_of(volumeNode: Any) -> Any:
 
 def _segmentations_of(volumeNode: Any) -> list[Any]:
     nodes = slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
-    return [node for node in nodes if node.GetNodeReference(VOLUME) is volumeNode]
+    found = [node for node in nodes if node.GetNodeReference(VOLUME) is volumeNode]
+    firsts = [companion(node, FIRST) for node in found]
+    return [node for n, node in enumerate(found) if firsts[n] is None or firsts[n] not in firsts[:n]]  # no clones
 
 
 def kept(segmentationNode: Any, organs: Iterable[str]) -> list[tuple[str, str]]:
@@ -298,16 +303,24 @@ def kept(segmentationNode: Any, organs: Iterable[str]) -> list[tuple[str, str]]:
 
 def _known_voxels(segmentationNode: Any, volumeNode: Any) -> list[str]:
     """The volume's voxels, and as what else it was segmented here: other frames of a sequence are no earlier states."""
-    other_frames = frame_of(volumeNode) and not frame_of(segmentationNode)
+    other_frames = _of_a_frame(segmentationNode, volumeNode)
     return [voxels_of(volumeNode), *(() if other_frames else firstresult.volumes(segmentationNode))]
+
+
+def _of_a_frame(segmentationNode: Any, volumeNode: Any) -> bool:
+    """Whether a segmentation is for one frame of a sequence, which may be gone, and is not turned with the frames."""
+    return bool(frame_of(volumeNode) or segmentationNode.GetAttribute(_FRAME)) and not frame_of(segmentationNode)
 
 
 def output_of(volumeNode: Any) -> Any:
     """Where a volume's results go: what was chosen for it, else the latest that holds some; None for a new one."""
     chosen = volumeNode.GetNodeReference(_OUTPUT) if volumeNode is not None else None
-    if volumeNode is None or chosen is volumeNode:
+    if volumeNode is None or chosen is volumeNode or volumeNode.GetAttribute(_OUTPUT):
         return None
-    fits = chosen is not None and chosen.GetNodeReference(VOLUME) in (None, volumeNode)
+    if chosen is None or not chosen.IsA("vtkMRMLSegmentationNode"):  # a volume's clone refers to the volume
+        fits = False
+    else:
+        fits = chosen.GetNodeReference(VOLUME) in (None, volumeNode)
     return output_at(volumeNode, chosen if fits else segmentation_of(volumeNode))
 
 
@@ -318,7 +331,7 @@ def output_at(volumeNode: Any, segmentationNode: Any) -> Any:
         The segmentation itself, unless its results are of other frames than the one that is shown: then the latest
         with results of that one, or None for a new one.
     """
-    if segmentationNode is None or not frame_of(volumeNode) or frame_of(segmentationNode):
+    if segmentationNode is None or volumeNode.GetImageData() is None or not _of_a_frame(segmentationNode, volumeNode):
         return segmentationNode
     shown, made_on = voxels_of(volumeNode), firstresult.volumes(segmentationNode)
     if not made_on or shown in made_on:
@@ -333,6 +346,7 @@ def choose_output(volumeNode: Any, segmentationNode: Any) -> None:
     Args:
         segmentationNode: None for a new one.
     """
+    volumeNode.RemoveAttribute(_OUTPUT)  # earlier versions
     volumeNode.SetNodeReferenceID(_OUTPUT, (volumeNode if segmentationNode is None else segmentationNode).GetID())
 
 

@@ -9,7 +9,7 @@ from slicer.i18n import tr as _
 
 from . import scene
 from .engine import Event
-from .nodes import VOLUME
+from .nodes import VOLUME, frame_of
 from .panel import JobPanel, JobView, duration, progress, sentence, slot
 
 
@@ -75,7 +75,7 @@ class SegmentPanel(JobPanel):
         parameters, organs = self.parameters, self.host.choices.organs
         self.logic.segment(
             parameters.inputVolume,
-            scene.output_at(parameters.inputVolume, parameters.outputSegmentation),
+            self._output(),
             organs=organs if self.logic.models else None,
             model=parameters.model,
             device=self.host.device,
@@ -92,6 +92,10 @@ class SegmentPanel(JobPanel):
         volume = parameters.inputVolume.GetName()
         self.host.say(line.format(volume=volume, model=parameters.model, device=self.host.device))
         self.host.watch()
+
+    def _output(self) -> Any:
+        volume, chosen = self.parameters.inputVolume, self.parameters.outputSegmentation
+        return scene.output_of(volume) if chosen is None and frame_of(volume) else scene.output_at(volume, chosen)
 
     def greeted(self) -> None:
         """The engine has told what it has, or has failed to: a click that waited for it is done now."""

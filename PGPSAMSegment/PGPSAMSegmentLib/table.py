@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -47,7 +47,7 @@ def rows(segmentationNode: Any) -> dict[str, tuple[float, float, float, str]]:
 
 def organs(segmentationNode: Any) -> set[str]:
     """Names of the organs that the table has rows of, found or not."""
-    return {_organ(row, firstresult.organs(segmentationNode)) for row in rows(segmentationNode)}
+    return set(_organs_of(segmentationNode, rows(segmentationNode)).values())
 
 
 def put_table(
@@ -67,7 +67,10 @@ def put_table(
     lines, segmentation = rows(segmentationNode), segmentationNode.GetSegmentation()
     fresh = [segments.describe(segmentation, segment_id) for segment_id in written]
     names = {organ.organ: _row(organ) for organ in fresh}
+    there = {_row(segments.describe(segmentation, segment_id)) for segment_id in segments.ids(segmentation)}
     for organ in organs:
+        if organ["name"] not in names and organ["name"] in there:  # not found this time, and the row is another's
+            continue
         figures = [math.nan if organ[key] is None else float(organ[key]) for key in FIGURES]
         figures = [round(figure, digits) for figure, digits in zip(figures, DIGITS, strict=True)]
         lines[names.get(organ["name"], organ["name"])] = (
@@ -98,7 +101,7 @@ def measure(segmentationNode: Any) -> None:
     """
     lines, segmentation = rows(segmentationNode), segmentationNode.GetSegmentation()
     known = firstresult.organs(segmentationNode)
-    organ_of = {row: _organ(row, known) for row in lines}
+    organ_of = _organs_of(segmentationNode, lines)
 
     def rank(organ: segments.OrganSegment) -> tuple[bool, bool]:
         return organ.untouched, not as_written(segmentation, organ.segment_id)
@@ -125,10 +128,11 @@ def measure(segmentationNode: Any) -> None:
         taken_back = line is None or math.isnan(line[2])  # measured or left out by an earlier call
         left = organ.untouched or as_written(segmentation, organ.segment_id)
         if taken_back or not (left and found(organ)):
-            figures = _figures(segmentationNode, volume(), organ.segment_id)
+            figures = _figures(segmentationNode, volume(organ.segment_id), organ.segment_id)
             now[name] = (*figures, math.nan, line[3] if line and found(organ) else "")
-    order = list(dict.fromkeys(_organ(row, known) for row in now))  # an organ's rows one below the other
-    now = dict(sorted(now.items(), key=lambda line: order.index(_organ(line[0], known))))
+    organ_of = _organs_of(segmentationNode, now)
+    order = list(dict.fromkeys(organ_of.values()))  # an organ's rows one below the other
+    now = dict(sorted(now.items(), key=lambda line: order.index(organ_of[line[0]])))
     if repr(now) != repr(lines):  # nan is not equal to itself
         _write(companion(segmentationNode, TABLE), now)
 
@@ -153,23 +157,36 @@ def _row(organ: segments.OrganSegment) -> str:
     return organ.organ if same else organ.name
 
 
-def _organ(row: str, known: Collection[str]) -> str:
-    """The organ of a row, if it is one of those that the model found."""
-    numbered = re.fullmatch(r"(.+) \(\d+\)", row)
-    return numbered[1] if numbered and row not in known and numbered[1] in known else row
+def _organs_of(segmentationNode: Any, lines: Mapping[str, tuple[float, float, float, str]]) -> dict[str, str]:
+    """Row -> its organ, as its segment says; "liver (2)" is of the liver, too, when it has none any more."""
+    known, segmentation = firstresult.organs(segmentationNode), segmentationNode.GetSegmentation()
+    every = [segments.describe(segmentation, segment_id) for segment_id in segments.ids(segmentation)]
+    there = {_row(organ): organ.organ for organ in every}
+    found = {}
+    for row, line in lines.items():
+        numbered = re.fullmatch(r"(.+) \(\d+\)", row)
+        first = numbered[1] if numbered and row not in known and line[0] > 0 else row
+        found[row] = there.get(row) or (first if first in known else row)
+    return {row: segments.spelled(organ, known) for row, organ in found.items()}
 
 
-def _shown(segmentationNode: Any) -> Callable[[], Any]:
-    """Gives the volume that the result is of, or None where it is gone or shows something else; found out once."""
+def _shown(segmentationNode: Any) -> Callable[[str], Any]:
+    """Gives the volume that a segment is of, or None where it is gone or shows something else; found out once."""
 
     @cache
-    def found() -> Any:
+    def found() -> tuple[Any, str]:
         volume = segmentationNode.GetNodeReference(nodes.VOLUME)
         if volume is None or volume.GetImageData() is None or not same_grid(segmentationNode, volume):
-            return None
-        return None if firstresult.volumes(segmentationNode) - {voxels_of(volume)} else volume  # another frame
+            return None, ""
+        return volume, voxels_of(volume)
 
-    return found
+    def shown(segment_id: str) -> Any:
+        made_on = segments.tag(segmentationNode.GetSegmentation().GetSegment(segment_id), segments.VOXELS_TAG)
+        volume, voxels = found()
+        here = {made_on} if made_on else firstresult.volumes(segmentationNode)
+        return None if here - {voxels} else volume  # another frame
+
+    return shown
 
 
 def _figures(segmentationNode: Any, volume: Any, segment_id: str) -> tuple[float, float]:

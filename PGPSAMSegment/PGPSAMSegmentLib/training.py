@@ -20,7 +20,7 @@ import slicer
 from . import corrections, firstresult, segments
 from .enginefolder import default_folder
 from .grid import check_grid, check_volume, frame_with, has_reference, ijk_to_world, voxels_of
-from .nodes import PREFIX, SceneError, is_prompts
+from .nodes import PREFIX, SceneError, frame_of, is_prompts
 
 TRAIN = PREFIX + "train"
 TRAIN_VOLUME = PREFIX + "trainVolume"
@@ -251,7 +251,11 @@ def _check(
     """
     check_volume(volumeNode)
     check_grid(segmentationNode, volumeNode)
+    chosen = _segments(segmentationNode, corrected)  # there are some
     made_on = corrections.volumes(segmentationNode) if corrected else set()
+    if not corrected and frame_of(volumeNode):  # results that the user has accepted, perhaps of another frame
+        segmentation = segmentationNode.GetSegmentation()
+        made_on = {segments.tag(segmentation.GetSegment(each), segments.VOXELS_TAG) for each in chosen.values()} - {""}
     if len(made_on) > 1:
         raise SceneError(
             f"'{segmentationNode.GetName()}' holds results of several frames, or of a volume before and after a change",
@@ -262,7 +266,6 @@ def _check(
             f"the volume '{volumeNode.GetName()}' does not show what '{segmentationNode.GetName()}' was made on",
             "Show the same frame of the sequence again; or segment this one, and correct that result",
         )
-    _segments(segmentationNode, corrected)  # there are some
     slices, axis = corrections.corrected_slices(segmentationNode) if corrected else ([], 0)
     if corrected and not slices:
         raise SceneError(

@@ -15,6 +15,7 @@ from made_results import (
     KIDNEY,
     LABEL_SET,
     LIVER,
+    OWN,
     SHAPE,
     add_volume,
     edited,
@@ -514,6 +515,33 @@ def test_two_segments_of_an_organ_have_a_row_each(host, tmp_path: Path) -> None:
     node.GetSegmentation().RemoveSegment(node.GetSegmentation().GetSegmentIdBySegmentName("liver"))
     table.measure(node)
     assert list(table.rows(node)) == ["right kidney", "inferior vena cava"]
+
+
+def test_a_row_keeps_its_organ_however_its_segment_is_spelled(host, tmp_path: Path) -> None:
+    volume = add_volume(host)
+    node = scene.show_result(volume, write_result(tmp_path, labels_of()))
+    edited(node, volume)
+    again = write_result(tmp_path, np.roll(labels_of(), 1, axis=1))
+    nothing = {"volume_ml": 0.0, "mean_hu": None, "confidence": None, "slices_axis": 0, "slice_confidence": {}}
+    again["organs"].append({"id": OWN["id"], "name": "lesion (2)", **nothing})
+    again["label_set"] = [*again["label_set"], {**OWN, "name": "lesion (2)"}]
+    scene.show_result(volume, again, node)
+    segment(node, "liver (2)").SetName("Liver (2)")
+    table.measure(node)
+    assert "lesion (2)" in table.rows(node)
+    assert corrections.asked(node) == {"liver", "right kidney", "inferior vena cava", "lesion (2)"}
+
+
+def test_an_organ_that_a_run_does_not_find_leaves_the_row_of_the_users(host, tmp_path: Path) -> None:
+    volume, labels = add_volume(host), labels_of()
+    node = scene.show_result(volume, write_result(tmp_path, labels))
+    segment(node, "liver").SetTag(slicer.vtkSlicerSegmentationsModuleLogic.GetStatusTagName(), "completed")
+    before = table.rows(node)["liver"]
+    result = write_result(tmp_path, np.where(labels == LIVER["id"], 0, labels).astype(np.uint8))
+    nothing = {"volume_ml": 0.0, "mean_hu": None, "confidence": None, "slices_axis": 0, "slice_confidence": {}}
+    result["organs"].append({"id": LIVER["id"], "name": "liver", **nothing})
+    scene.show_result(volume, result, node)
+    assert table.rows(node)["liver"] == before
 
 
 def test_an_organ_that_was_drawn_and_removed_again_is_not_found_again(host, tmp_path: Path) -> None:

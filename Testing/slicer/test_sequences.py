@@ -172,3 +172,73 @@ def test_auto_segment_at_another_frame_makes_a_new_segmentation_and_comes_back_t
     assert names(first) == ["liver", "spleen"]
     assert bench.ui.outputSegmentation.currentNode() is first
     assert len(bench.table()) == 2
+
+
+def test_a_run_at_another_frame_does_not_take_earlier_segments_for_its_own(host, tmp_path: Path) -> None:
+    volume, show = add_sequence(host)
+    node = scene.show_result(volume, write_result(tmp_path, labels_of()))
+    show(1)
+    scene.show_result(volume, write_result(tmp_path, np.roll(labels_of(), 1, axis=1)), node)
+    edited(node, volume, "liver", 4)  # the first frame's, and so is the kidney that counts: the second one's is last
+    with pytest.raises(scene.SceneError, match="holds results of several frames"):
+        training.add(node, volume, corrected=True)
+    table.measure(node)
+    assert math.isnan(table.rows(node)["liver"][1]), "the mean of another frame is not the organ's"
+
+
+def test_a_result_that_was_accepted_at_one_frame_is_no_case_of_another(host, tmp_path: Path) -> None:
+    volume, show = add_sequence(host)
+    node = scene.show_result(volume, write_result(tmp_path, labels_of()))
+    edited(node, volume)
+    show(1)
+    with pytest.raises(scene.SceneError, match="does not show what '4D CT frame 1 segmentation' was made on"):
+        training.add(node, volume)
+    show(0)
+    training.add(node, volume)
+
+
+def test_results_of_frames_outlast_their_sequence(host, tmp_path: Path) -> None:
+    volume, show = add_sequence(host)
+    first = scene.show_result(volume, write_result(tmp_path, labels_of()))
+    show(1)
+    second = scene.show_result(volume, write_result(tmp_path, labels_of()))
+    show(0)
+    for kind in ("vtkMRMLSequenceBrowserNode", "vtkMRMLSequenceNode"):
+        slicer.mrmlScene.RemoveNode(slicer.util.getNodesByClass(kind)[0])
+    assert scene.output_of(volume) is first
+    assert scene.output_at(volume, second) is first
+
+
+def test_a_frame_in_which_nothing_was_found_has_its_result_all_the_same(host, tmp_path: Path) -> None:
+    volume, show = add_sequence(host)
+    node = scene.show_result(volume, write_result(tmp_path, np.zeros_like(labels_of())))
+    assert scene.output_of(volume) is node
+    show(1)
+    assert scene.output_of(volume) is None
+
+
+def test_a_clone_is_neither_an_output_nor_does_it_have_its_originals(host, tmp_path: Path) -> None:
+    volume, _ = add_sequence(host)
+    first = scene.show_result(volume, write_result(tmp_path, labels_of()))
+    backup = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "backup")
+    backup.Copy(first)
+    assert scene.output_of(volume) is first
+    scene.choose_output(volume, None)
+    clone = slicer.modules.volumes.logic().CloneVolume(slicer.mrmlScene, volume, "clone")
+    assert scene.output_of(clone) is None
+    volume.SetAndObserveImageData(None)
+    assert scene.output_at(volume, first) is first, "what is wrong with it, Auto-segment says"
+
+
+def test_without_an_output_a_frame_s_own_segmentation_is_taken(make_bench, host) -> None:
+    bench = make_bench()
+    _, show = add_sequence(host)
+    bench.open()
+    first = bench.segment()
+    show(1)
+    second = bench.segment()
+    bench.ui.undoButton.click()
+    assert second.GetScene() is None
+    show(0)
+    assert bench.parameters.outputSegmentation is None
+    assert bench.segment() is first
