@@ -9,8 +9,7 @@ from slicer.i18n import tr as _
 from slicer.parameterNodeWrapper import WithinRange, parameterNodeWrapper
 
 DEFAULT_MODEL = "abdomen-ct"
-# A step of the default method takes 3.7 s on two CPU cores: these take about twelve minutes there, and one on a GPU.
-DEFAULT_STEPS = 0
+DEFAULT_STEPS = 0  # as many as serve
 MOST_STEPS = 5000
 
 

@@ -88,7 +88,7 @@ def training_settings(job: Job, organs: Sequence[str]) -> TrainingSettings:
         spec = load_spec(find_model(start))
         usual = recipe(job.get("method", str, spec.method), iterations or ONWARDS_NEW)
         settings = going_on(usual, spec.labels.names, organs)
-        if iterations is None and settings != usual:  # it knows all organs
+        if iterations is None and settings.start_share:  # it knows all organs
             settings = replace(settings, iterations=ONWARDS)
         settings = replace(
             settings,

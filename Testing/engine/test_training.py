@@ -461,6 +461,7 @@ def test_resume_without_a_stopped_run(phantoms, quick_settings, tmp_path):
 def test_a_short_run_that_goes_on_leaves_the_encoder_as_it_is(phantoms, quick_model, quick_settings, tmp_path):
     assert going_on(recipe("pgsam", 100), ("liver",), ("liver",)).keep_encoder
     assert not going_on(recipe("pgsam", 1000), ("liver",), ("liver",)).keep_encoder
+    assert going_on(recipe("pgsam", 100), ("liver",), ("spleen",)).keep_encoder
     dataset = read_dataset(phantoms)
     samples = choose_samples(dataset, dataset.cases[:1], SliceChoice(), quick_settings)
     settings = replace(quick_settings, iterations=3, lr=1e-2, start_from=str(quick_model), keep_encoder=True)
@@ -480,7 +481,10 @@ def test_a_short_run_that_goes_on_leaves_the_encoder_as_it_is(phantoms, quick_mo
 
 def test_new_organs_are_learned_at_full_rates():
     usual = recipe("pgsam")
-    assert going_on(usual, ("liver", "spleen"), ("liver", "lesion")) == usual
+    learned = going_on(usual, ("liver", "spleen"), ("liver", "lesion"))
+    assert learned == replace(usual, keep_encoder=True, replay=4)
+    long = recipe("pgsam", 1000)
+    assert going_on(long, ("liver", "spleen"), ("liver", "lesion")) == long
     assert going_on(usual, ("liver", "spleen"), ("liver",)) == going_on(usual, ("liver", "spleen"), ("spleen", "liver"))
     assert going_on(usual, ("liver", "right kidney"), ("Liver", "kidney_right")).start_share == 0.5
     mixing = recipe("pgp")  # its prototypes begin anew with another selection of organs

@@ -47,16 +47,19 @@ def going_on(settings: TrainingSettings, known: Collection[str], organs: Collect
     """The same for a run that starts from a trained model.
 
     Where the model knows all organs, a few slices shall not make it forget what it has learned from many: a quarter of
-    the rates, the loss of a long run, and the mean with the weights that it started from. A short run leaves its
-    encoder as it is, which halves the time and costs next to nothing. New organs need full rates.
+    the rates, the loss of a long run, and the mean with the weights that it started from. New organs need full rates.
+    A short run leaves the encoder as it is, which halves the time and costs next to nothing.
 
     Args:
         known: names of the organs of the model to start from. organs: of the run.
     """
     theirs, ours = ([canonical_name(name) for name in names] for names in (known, organs))
-    if not set(ours) <= set(theirs) or (settings.method == "pgp" and ours != theirs):  # some of `pgp` mixes the organs
+    if settings.method == "pgp" and ours != theirs:  # some of it mixes the organs, and begins anew
         return settings
-    short = settings.iterations < LONG
+    if settings.iterations < LONG:
+        settings = replace(settings, keep_encoder=True, replay=4)
+    if not set(ours) <= set(theirs):
+        return settings
     return replace(
         settings,
         lr=settings.lr / 4,
@@ -64,8 +67,6 @@ def going_on(settings: TrainingSettings, known: Collection[str], organs: Collect
         balance=(0.1, 0.1),
         dice_weight=(0.5, 0.5),
         start_share=0.5,
-        keep_encoder=short,
-        replay=4 if short else settings.replay,
     )
 
 
