@@ -73,12 +73,8 @@ def put_table(
             continue
         figures = [math.nan if organ[key] is None else float(organ[key]) for key in FIGURES]
         figures = [round(figure, digits) for figure, digits in zip(figures, DIGITS, strict=True)]
-        lines[names.get(organ["name"], organ["name"])] = (
-            figures[0],
-            figures[1],
-            figures[2],
-            to_check.get(organ["name"], ""),
-        )
+        row = names.get(organ["name"], organ["name"])
+        lines[row] = (figures[0], figures[1], figures[2], to_check.get(organ["name"], ""))
     node = add_companion(
         segmentationNode, TABLE, "vtkMRMLTableNode", f"{segmentationNode.GetName()} organs", volumeNode
     )
