@@ -59,7 +59,7 @@ def test_how_long_a_training_takes_is_said_alike_everywhere():
     (steps,) = [properties(widget) for widget in ui_widgets() if widget.get("name") == "steps"]
     assert int(steps["value"]) == int(steps["minimum"]) == DEFAULT_STEPS, "what the special text stands for"
     guide = " ".join((MODULE.parent / "docs" / "slicer.md").read_text(encoding="utf-8").split())
-    for count, duration in ((ONWARDS, "about three minutes on two CPU cores"), (ONWARDS_NEW, "about twelve minutes")):
+    for count, duration in ((ONWARDS, "about three minutes on two CPU cores"), (ONWARDS_NEW, "three to five minutes")):
         assert str(count) in steps["toolTip"]
         assert duration in steps["toolTip"]
         assert f"{count} steps, {duration}" in guide
