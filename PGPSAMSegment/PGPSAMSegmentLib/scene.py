@@ -77,8 +77,8 @@ __all__ = [
 ]
 
 _SENT_PLACES = "places.npy"  # beside the voxels that the engine gets: where they lay, see `_places`
-# Of a volume: a reference to the segmentation that its results go to, or to itself where a new one was chosen. Not an
-# attribute: a sequence's frames bring their own.
+# Of a volume: a reference to the segmentation that its results go to, or to itself where a new one was chosen. In
+# earlier versions that was this attribute; a sequence's frames bring their own attributes.
 _OUTPUT = PREFIX + "output"
 _FRAME = PREFIX + "frame"  # attribute of a segmentation that was made on a sequence's frame: its number
 _PREVIEW = PREFIX + "preview"  # attribute: ID of the volume whose finished slices a segmentation shows
@@ -143,8 +143,8 @@ def show_result(
     Args:
         result: the worker's "done" event.
         segmentationNode: where the segments go; None for a new segmentation. Of the segments in it, only those
-            that this module made for these organs, and that nobody edited or checked since, are replaced. The
-            result for any other goes beside it, as "liver (2)".
+            that this module made for these organs on this volume, of a sequence on this frame, and that nobody edited
+            or checked since, are replaced. The result for any other goes beside it, as "liver (2)".
         organs: names of those that were asked for; all of the label set for None.
         folder: where the event's file names lie, the request's "out"; not needed for full paths.
         overwrite: also replace segments of this module that were edited or checked, but not those renamed.

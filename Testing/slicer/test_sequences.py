@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -157,13 +159,18 @@ def test_two_frames_corrections_in_one_segmentation_are_refused_till_one_frame_s
     assert KIDNEY["id"] in np.load(tmp_path / "job" / "0" / "labels.npy")
 
 
-def test_auto_segment_at_another_frame_makes_a_new_segmentation_and_comes_back_to_the_first(make_bench, host) -> None:
+def segmented(make_bench: Any, host: Any) -> tuple[Any, Any, Any, Callable[[int], None]]:
+    """A panel that has segmented both frames of a sequence, the two results, and what shows another frame."""
     bench = make_bench()
     _, show = add_sequence(host)
     bench.open()
     first = bench.segment()
     show(1)
-    second = bench.segment()
+    return bench, first, bench.segment(), show
+
+
+def test_auto_segment_at_another_frame_makes_a_new_segmentation_and_comes_back_to_the_first(make_bench, host) -> None:
+    bench, first, second, show = segmented(make_bench, host)
     assert second.GetName() == "4D CT frame 2 segmentation"
     assert bench.ui.outputSegmentation.currentNode() is second
     assert names(first) == names(second) == ["liver", "spleen"]
@@ -179,7 +186,7 @@ def test_a_run_at_another_frame_does_not_take_earlier_segments_for_its_own(host,
     node = scene.show_result(volume, write_result(tmp_path, labels_of()))
     show(1)
     scene.show_result(volume, write_result(tmp_path, np.roll(labels_of(), 1, axis=1)), node)
-    edited(node, volume, "liver", 4)  # the first frame's, and so is the kidney that counts: the second one's is last
+    edited(node, volume, "liver", 4)  # the first frame's; the other organs that count are the second's, which came last
     with pytest.raises(scene.SceneError, match="holds results of several frames"):
         training.add(node, volume, corrected=True)
     table.measure(node)
@@ -231,12 +238,7 @@ def test_a_clone_is_neither_an_output_nor_does_it_have_its_originals(host, tmp_p
 
 
 def test_without_an_output_a_frame_s_own_segmentation_is_taken(make_bench, host) -> None:
-    bench = make_bench()
-    _, show = add_sequence(host)
-    bench.open()
-    first = bench.segment()
-    show(1)
-    second = bench.segment()
+    bench, first, second, show = segmented(make_bench, host)
     bench.ui.undoButton.click()
     assert second.GetScene() is None
     show(0)
