@@ -24,7 +24,7 @@ from slicer.ScriptedLoadableModule import (
 )
 from slicer.util import VTKObservationMixin
 
-from PGPSAMSegmentLib import install, nodes, scene
+from PGPSAMSegmentLib import install, nodes, scene, suggestions
 from PGPSAMSegmentLib.adaptpanel import AdaptPanel
 from PGPSAMSegmentLib.choicespanel import ChoicesPanel
 from PGPSAMSegmentLib.engine import Engine, Event
@@ -195,8 +195,10 @@ class PGPSAMSegmentWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             return
         if node.IsA("vtkMRMLSegmentationNode"):
             self._leaving += scene.withdraw(node)
-        elif node.IsA("vtkMRMLScalarVolumeNode") and nodes.is_confidence(node):
-            scene.take_off(node)
+        elif node.IsA("vtkMRMLScalarVolumeNode"):
+            self._leaving += suggestions.withdraw(node)
+            if nodes.is_confidence(node):
+                scene.take_off(node)
 
     def onNodeRemoved(self, caller: Any = None, event: Any = None) -> None:
         leaving, self._leaving = self._leaving, []

@@ -24,7 +24,7 @@ from made_results import (
     write_result,
 )
 
-from PGPSAMSegmentLib import scene, segments, table, training
+from PGPSAMSegmentLib import scene, segments, suggestions, table, training
 from PGPSAMSegmentLib.grid import ijk_to_world
 
 MODEL = {"name": "abdomen-ct", "method": "pgp", "organs": LABEL_SET}
@@ -244,3 +244,36 @@ def test_without_an_output_a_frame_s_own_segmentation_is_taken(make_bench, host)
     show(0)
     assert bench.parameters.outputSegmentation is None
     assert bench.segment() is first
+
+
+def test_suggested_slices_outlast_the_turn_to_another_frame(make_bench, host, tmp_path: Path) -> None:
+    bench = make_bench()
+    volume, show = add_sequence(host)
+    bench.open()
+    bench.ui.suggestButton.click()
+    bench.wait_idle()
+    suggested = suggestions.of(volume)
+    assert suggested
+    for frame in (1, 0):
+        show(frame)
+        bench.widget.enter()
+        assert suggestions.of(volume) == suggested
+        assert bench.ui.suggestions.count() == len(suggested)
+    clone = slicer.modules.volumes.logic().CloneVolume(slicer.mrmlScene, volume, "clone")
+    assert suggestions.of(clone) == []
+    assert slicer.util.saveScene(str(tmp_path / "scene.mrb"))
+    slicer.mrmlScene.Clear()
+    slicer.util.loadScene(str(tmp_path / "scene.mrb"))
+    volume = slicer.util.getNode("4D CT")
+    assert suggestions.of(volume) == suggested
+    slicer.mrmlScene.RemoveNode(volume)
+    assert not slicer.util.getNodesByClass("vtkMRMLTextNode")
+
+
+def test_suggestions_of_an_earlier_version_are_read(host) -> None:
+    volume = add_volume(host)
+    suggestions.keep(volume, {"slices": [3, 5], "slices_axis": 0})
+    (kept,) = suggestions.withdraw(volume)
+    volume.SetAttribute(suggestions.SUGGESTED, kept.GetText())
+    slicer.mrmlScene.RemoveNode(kept)
+    assert [place.slice for place in suggestions.of(volume)] == [3, 5]
