@@ -27,7 +27,7 @@ class ResultPanel(Panel):
         self._chosen: dict[str, Any] = {}  # since the run began: a volume's ID -> its output, as the user chose it
         self._applied: tuple[Any, ...] = ()
         self._measured: Any = None  # the table whose columns have the width of its figures
-        self._stamp: Any = None  # of the segments that its figures are of
+        self._stamp: Any = None  # of the segments and the image that its figures are of
 
     def expect(self) -> None:
         """A run begins: another output that the user chooses from now on stays chosen when the result comes."""
@@ -125,12 +125,11 @@ class ResultPanel(Panel):
             self.parameters.layers = Layers.MASKS
 
     def _measure(self, node: Any) -> None:
-        """Follows the user's edits, when he comes back from the Segment Editor, say."""
-        stamp = (node, table.stamp(node)) if node is not None and companion(node, TABLE) is not None else None
-        if stamp != self._stamp:
-            self._stamp = stamp
-            if stamp is not None:
-                table.measure(node)
+        """Follows the user's edits, when he comes back from the Segment Editor, say, and the frames of a sequence."""
+        measured = node is not None and companion(node, TABLE) is not None
+        if measured and (node, table.stamp(node)) != self._stamp:
+            table.measure(node)
+        self._stamp = (node, table.stamp(node)) if measured else None
 
     def _enable(self, node: Any) -> None:
         """Without a segmentation the switches say how the next result will be shown."""

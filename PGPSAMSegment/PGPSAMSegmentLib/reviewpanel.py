@@ -8,7 +8,7 @@ from typing import Any
 import slicer
 from slicer.i18n import tr as _
 
-from . import corrections, review, scene, table, training
+from . import corrections, review, scene, segments, training
 from .nodes import VOLUME
 from .panel import Panel, read, slot
 from .review import REVIEW_ATTRIBUTE
@@ -124,7 +124,7 @@ class ReviewPanel(Panel):
 
     def _voxels(self) -> Any:
         """Changes when somebody, or a run, changes the segments."""
-        return (self.node, table.stamp(self.node)) if self.node is not None else None
+        return (self.node, segments.stamp(self.node.GetSegmentation())) if self.node is not None else None
 
     def _tell_changes(self, text: str) -> None:
         self._compared = self._voxels()

@@ -80,6 +80,13 @@ def ids(segmentation: Any) -> list[str]:
     return [segmentation.GetNthSegmentID(n) for n in range(segmentation.GetNumberOfSegments())]
 
 
+def stamp(segmentation: Any) -> Any:
+    """Changes when a segment comes, goes, or gets other voxels or another name."""
+    there = {segment_id: segmentation.GetSegment(segment_id) for segment_id in ids(segmentation)}
+    images = {segment_id: segment.GetRepresentation(BINARY) for segment_id, segment in there.items()}
+    return {i: (there[i].GetName(), image.GetMTime()) for i, image in images.items() if image is not None}
+
+
 def ours(segmentation: Any) -> list[OrganSegment]:
     """The segments that this module made, in the segmentation's order."""
     return [describe(segmentation, i) for i in ids(segmentation) if tag(segmentation.GetSegment(i), ORGAN_TAG)]

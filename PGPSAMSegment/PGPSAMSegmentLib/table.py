@@ -15,7 +15,7 @@ import vtk
 
 from . import firstresult, nodes, segments
 from .grid import reference_affine, same_grid, segment_box, segment_mask, shape_of, to_world, voxels_of
-from .nodes import BINARY, TABLE, add_companion, companion
+from .nodes import TABLE, add_companion, companion
 from .segments import as_written
 
 ORGAN = "organ"
@@ -82,11 +82,14 @@ def put_table(
 
 
 def stamp(segmentationNode: Any) -> Any:
-    """Changes when `measure` may have something to do."""
-    segmentation = segmentationNode.GetSegmentation()
-    there = {segment_id: segmentation.GetSegment(segment_id) for segment_id in segments.ids(segmentation)}
-    images = {segment_id: segment.GetRepresentation(BINARY) for segment_id, segment in there.items()}
-    return {i: (there[i].GetName(), image.GetMTime()) for i, image in images.items() if image is not None}
+    """Changes when `measure` may have something to do.
+
+    What the volume shows counts only while a mean is missing: other frames of a sequence take none away.
+    """
+    missing = any(millilitres > 0 and math.isnan(mean) for millilitres, mean, *_ in rows(segmentationNode).values())
+    volume = segmentationNode.GetNodeReference(nodes.VOLUME) if missing else None
+    image = volume.GetImageData() if volume is not None else None
+    return segments.stamp(segmentationNode.GetSegmentation()), image.GetMTime() if image is not None else None
 
 
 def measure(segmentationNode: Any) -> None:

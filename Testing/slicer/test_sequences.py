@@ -277,3 +277,18 @@ def test_suggestions_of_an_earlier_version_are_read(host) -> None:
     volume.SetAttribute(suggestions.SUGGESTED, kept.GetText())
     slicer.mrmlScene.RemoveNode(kept)
     assert [place.slice for place in suggestions.of(volume)] == [3, 5]
+
+
+def test_the_mean_of_an_organ_that_was_edited_at_another_frame_comes_with_its_own(make_bench, host) -> None:
+    bench, first, _, show = segmented(make_bench, host)
+    bench.ui.outputSegmentation.setCurrentNode(first)
+    edited(first, bench.parameters.inputVolume)
+    bench.widget.enter()
+    assert math.isnan(table.rows(first)["liver"][1]), "the mean of another frame is not the organ's"
+    bench.ui.compareButton.click()
+    changes = bench.ui.changesText.text()
+    for frame in (0, 1):
+        show(frame)
+        bench.widget.enter()
+        assert table.rows(first)["liver"][1] == 0.0, "what is known stays"
+        assert bench.ui.changesText.text() == changes != "", "the segments are the same"
