@@ -106,6 +106,7 @@ class PGPSAMSegmentWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._guiTag: Any = None
         self._updating = False
         self._shortcuts: list[Any] = []
+        self._window: Any = None  # whose the shortcuts are
         self._leaving: list[Any] = []  # nodes that follow the segmentation that is just being removed
         self._told: set[str] = set()  # of the engine's words, those in the log
         self._greeting = False  # whether the line below the button says that the engine starts
@@ -160,10 +161,7 @@ class PGPSAMSegmentWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.logic.close()
         self.disconnectParameters()
         self.removeObservers()
-        for shortcut in self._shortcuts:
-            shortcut.setEnabled(False)
-            shortcut.deleteLater()
-        self._shortcuts = []
+        self.giveKeys()
 
     def onReload(self) -> None:
         """Developer mode: the parts of the panel are loaded anew as well."""
@@ -246,13 +244,14 @@ class PGPSAMSegmentWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         """
         import qt
 
+        self._window = slicer.util.mainWindow() or self.parent
         for keys, call in (
             ("Ctrl+Shift+G", self.segmenting.onAutoSegment),
             ("Ctrl+Shift+N", self.review.onNext),
             ("Ctrl+Shift+P", self.review.onPrevious),
             ("Ctrl+Shift+K", self.review.onChecked),
         ):
-            shortcut = qt.QShortcut(qt.QKeySequence(keys), slicer.util.mainWindow() or self.parent)
+            shortcut = qt.QShortcut(qt.QKeySequence(keys), self._window)
             shortcut.setObjectName(KEYS)
             shortcut.setContext(qt.Qt.ApplicationShortcut)
             shortcut.activated.connect(call)
@@ -263,11 +262,25 @@ class PGPSAMSegmentWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         """Of several widgets of this module, the one that was made or opened last has the keys: Qt gives a key that
         two have to neither.
         """
-        for child in (slicer.util.mainWindow() or self.parent).children():
-            if read(child, "objectName") == KEYS:
-                child.setEnabled(False)
+        for shortcut in self._keys():
+            shortcut.setEnabled(False)
         for shortcut in self._shortcuts:
             shortcut.setEnabled(True)
+
+    def giveKeys(self) -> None:
+        """This widget is closed: if it has the keys, the one that was made last of those that are left gets them."""
+        shortcuts, self._shortcuts = self._shortcuts, []
+        had = any(shortcut.property("enabled") for shortcut in shortcuts)
+        for shortcut in shortcuts:
+            shortcut.setObjectName("")  # it is the window's until Qt deletes it
+            shortcut.setEnabled(False)
+            shortcut.deleteLater()
+        for shortcut in self._keys()[-len(shortcuts) :] if had else []:
+            shortcut.setEnabled(True)
+
+    def _keys(self) -> list[Any]:
+        """The shortcuts of all widgets of this module, in the order in which they were made."""
+        return [child for child in self._window.children() if read(child, "objectName") == KEYS]
 
     # ----------------------------------------------------------------------------------------- what the parts use
 

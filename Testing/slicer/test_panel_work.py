@@ -95,6 +95,19 @@ def test_a_shortcut_segments_and_one_without_a_result_does_no_harm(bench):
     assert names(bench.parameters.outputSegmentation) == ["liver", "spleen"]
 
 
+@pytest.mark.parametrize("opened", ["first", "second"])
+def test_when_a_widget_is_closed_another_has_the_keys(bench, make_logic, opened):
+    node = bench.segment()
+    second = PGPSAMSegmentWidget(bench.window.panel)
+    second.logic = make_logic()
+    second.setup()
+    if opened == "first":
+        bench.widget.enter()
+    second.cleanup()
+    press(bench, QtCore.Qt.Key.Key_N)
+    assert review.current(node).organ == "liver"
+
+
 def test_of_two_widgets_the_one_that_was_opened_last_has_the_keys(bench, make_logic):
     node = bench.segment()
     second = PGPSAMSegmentWidget(bench.window.panel)
