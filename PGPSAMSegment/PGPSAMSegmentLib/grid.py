@@ -130,6 +130,30 @@ def shape_of(volumeNode: Any) -> tuple[int, int, int]:
     return k, j, i
 
 
+def frame_of(node: Any) -> int:
+    """Which item of a sequence a node shows, counted from 1; 0 for a node that shows none.
+
+    Of several browsers of one volume, that counts whose item has the voxels that are shown.
+    """
+    browsers = slicer.util.getNodesByClass("vtkMRMLSequenceBrowserNode", node.GetScene())
+    browsers = [each for each in browsers if each.IsProxyNodeID(node.GetID())]
+    if len(browsers) > 1 and _has_voxels(node):
+        shown = voxels_of(node)
+        browsers.sort(key=lambda each: _selected_voxels(each, node) != shown)
+    return browsers[0].GetSelectedItemNumber() + 1 if browsers else 0
+
+
+def _selected_voxels(browser: Any, volumeNode: Any) -> str:
+    """Those of the item that a browser would have its proxy volume show, '' for none."""
+    value = browser.GetMasterSequenceNode().GetNthIndexValue(browser.GetSelectedItemNumber())
+    item = browser.GetSequenceNode(volumeNode).GetDataNodeAtValue(value, False)
+    return voxels_of(item) if _has_voxels(item) else ""
+
+
+def _has_voxels(node: Any) -> bool:
+    return node is not None and node.IsA("vtkMRMLScalarVolumeNode") and node.GetImageData() is not None
+
+
 def frame_with(volumeNode: Any, voxels: str | None) -> Any:
     """The volume itself; or the item of the sequence that it shows one of, which has these voxels.
 
@@ -144,7 +168,7 @@ def frame_with(volumeNode: Any, voxels: str | None) -> Any:
         sequence = browser.GetSequenceNode(volumeNode)
         items = range(sequence.GetNumberOfDataNodes()) if sequence is not None else ()
         for item in (sequence.GetNthDataNode(n) for n in items):
-            if item.IsA("vtkMRMLScalarVolumeNode") and item.GetImageData() is not None and voxels_of(item) == voxels:
+            if _has_voxels(item) and voxels_of(item) == voxels:
                 return item
     return volumeNode
 

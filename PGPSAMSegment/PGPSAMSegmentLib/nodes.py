@@ -74,12 +74,6 @@ def _has_role(node: Any, role: str) -> bool:
     return any(companion(result, role) is node for result in results)
 
 
-def frame_of(node: Any) -> int:
-    """Which item of a sequence a node shows, counted from 1; 0 for a node that shows none."""
-    browsers = slicer.util.getNodesByClass("vtkMRMLSequenceBrowserNode", node.GetScene())
-    return next((each.GetSelectedItemNumber() + 1 for each in browsers if each.IsProxyNodeID(node.GetID())), 0)
-
-
 def add_companion(segmentationNode: Any, role: str, class_name: str, name: str, volumeNode: Any) -> Any:
     """The node in `role`, made under the volume's transform and in its study where there is none yet."""
     node = companion(segmentationNode, role)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from . import firstresult, grid, review, segments
 from .grid import (
     SENT,
+    frame_of,
     full_labelmap,
     has_reference,
     ijk_to_ras,
@@ -44,7 +45,6 @@ from .nodes import (
     add_beside,
     batch,
     companion,
-    frame_of,
     is_confidence,
     is_prompts,
     remove,
@@ -166,10 +166,11 @@ def show_result(
     with batch(volumeNode.GetScene()):
         discard_partial(volumeNode)
         if segmentationNode is None:
-            frame = f" frame {frame_of(volumeNode)}" if frame_of(volumeNode) else ""
-            segmentationNode = _add_segmentation(volumeNode, f"{volumeNode.GetName()}{frame} segmentation")
+            frame, name = frame_of(volumeNode), volumeNode.GetName()
+            name = f"{name} frame {frame} segmentation" if frame else f"{name} segmentation"
+            segmentationNode = _add_segmentation(volumeNode, name)
             if frame:
-                segmentationNode.SetAttribute(_FRAME, str(frame_of(volumeNode)))
+                segmentationNode.SetAttribute(_FRAME, str(frame))
             history.made(segmentationNode)
         else:
             _follow_transform(segmentationNode, volumeNode)

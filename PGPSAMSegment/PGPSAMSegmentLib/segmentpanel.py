@@ -9,7 +9,8 @@ from slicer.i18n import tr as _
 
 from . import scene
 from .engine import Event
-from .nodes import VOLUME, frame_of
+from .grid import frame_of
+from .nodes import VOLUME
 from .panel import JobPanel, JobView, duration, progress, sentence, slot
 
 

@@ -19,8 +19,8 @@ import slicer
 
 from . import corrections, firstresult, segments
 from .enginefolder import default_folder
-from .grid import check_grid, check_volume, frame_with, has_reference, ijk_to_world, voxels_of
-from .nodes import PREFIX, SceneError, frame_of, is_prompts
+from .grid import check_grid, check_volume, frame_of, frame_with, has_reference, ijk_to_world, voxels_of
+from .nodes import PREFIX, SceneError, is_prompts
 
 TRAIN = PREFIX + "train"
 TRAIN_VOLUME = PREFIX + "trainVolume"

@@ -24,7 +24,7 @@ from made_results import (
     write_result,
 )
 
-from PGPSAMSegmentLib import scene, segments, suggestions, table, training
+from PGPSAMSegmentLib import grid, scene, segments, suggestions, table, training
 from PGPSAMSegmentLib.grid import ijk_to_world
 
 MODEL = {"name": "abdomen-ct", "method": "pgp", "organs": LABEL_SET}
@@ -292,3 +292,19 @@ def test_the_mean_of_an_organ_that_was_edited_at_another_frame_comes_with_its_ow
         bench.widget.enter()
         assert table.rows(first)["liver"][1] == 0.0, "what is known stays"
         assert bench.ui.changesText.text() == changes != "", "the segments are the same"
+
+
+def test_of_two_browsers_of_a_volume_the_one_that_it_follows_tells_the_frame(host, tmp_path: Path) -> None:
+    volume, show = add_sequence(host, frames=3)
+    sequence = slicer.util.getNodesByClass("vtkMRMLSequenceNode")[0]
+    second = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceBrowserNode", "second")
+    second.SetAndObserveMasterSequenceNodeID(sequence.GetID())
+    second.AddProxyNode(volume, sequence, False)
+    second.SetSelectedItemNumber(2)
+    assert slicer.util.arrayFromVolume(volume).max() == 2
+    node = scene.show_result(volume, write_result(tmp_path, labels_of()))
+    assert node.GetName() == "4D CT frame 3 segmentation"
+    show(1)
+    assert grid.frame_of(volume) == 2
+    slicer.util.arrayFromVolume(volume)[:] = 7
+    assert grid.frame_of(volume) in (2, 3), "it is of a sequence all the same"
