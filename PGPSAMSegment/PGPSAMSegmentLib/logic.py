@@ -144,7 +144,8 @@ class SegmentLogic:
             organs: names; None for all that the model knows.
             model: its name, or its folder.
             device: "auto", "cpu", "cuda:0", ..., as `facts` lists them.
-            overwrite: replace also segments of this module that were edited or checked.
+            overwrite: replace also segments of this module that were edited or checked, but of a sequence's other
+                frames and of other volumes none.
             looks: how often every slice is looked at: 2 is more accurate, 1 takes 0.6 of the time.
             onProgress: gets {"stage", "done", "total", "eta_s"}.
             onDone: gets the segmentation's node and the engine's "done" event.

@@ -147,7 +147,7 @@ def show_result(
             or checked since, are replaced. The result for any other goes beside it, as "liver (2)".
         organs: names of those that were asked for; all of the label set for None.
         folder: where the event's file names lie, the request's "out"; not needed for full paths.
-        overwrite: also replace segments of this module that were edited or checked, but not those renamed.
+        overwrite: of these, also replace those that were edited or checked, but not those renamed.
         replace: IDs of segments of the user's own that may be replaced by the organ whose name they bear.
         history: remembers the run, so that it can be undone.
 

@@ -216,7 +216,7 @@ def put_organs(
         organs: {"id", "name", "color", "snomed", "axis", "slice_confidence"} each. An organ without voxels gets
             no segment; an untouched one of an earlier run is removed.
         voxels: of the volume, and then of those whose results are replaced, too; a copy of another's result stays.
-        overwrite: our own segments are replaced even if they were edited, but not if they were renamed.
+        overwrite: our own segments of these voxels are replaced even if they were edited, but not if they were renamed.
         replace: IDs of segments, of whomever, that are to be replaced if they bear an organ's name.
     """
     layer = labelmap(labels, affine)
@@ -293,10 +293,15 @@ def _present(layer: Any) -> set[int]:
     return set(np.flatnonzero(sum(np.bincount(plane.ravel(), minlength=256) for plane in view(layer))).tolist())
 
 
-def _may_go(segmentation: Any, segment_id: str, voxels: Collection[str]) -> bool:
-    """Whether a segment is the untouched result of a run on one of these volumes' voxels, as far as is known."""
+def _may_go(segmentation: Any, segment_id: str, voxels: Collection[str], overwrite: bool = False) -> bool:
+    """Whether a segment is the result of a run on one of these volumes' voxels, as far as is known, and untouched.
+
+    Args:
+        overwrite: only its name counts for that.
+    """
     made_on = tag(segmentation.GetSegment(segment_id), VOXELS_TAG)
-    return made_on in ("", *voxels) and is_untouched(segmentation, segment_id)
+    free = is_untouched(segmentation, segment_id) or (overwrite and not _is_renamed(segmentation, segment_id))
+    return made_on in ("", *voxels) and free
 
 
 def _slots(segmentation: Any, organ: str, voxels: Collection[str], overwrite: bool, replace: set[str]) -> list[str]:
@@ -305,8 +310,7 @@ def _slots(segmentation: Any, organ: str, voxels: Collection[str], overwrite: bo
     for segment_id in ids(segmentation):
         segment = segmentation.GetSegment(segment_id)
         mine = tag(segment, ORGAN_TAG) == organ
-        again = overwrite and not _is_renamed(segmentation, segment_id)
-        if (mine and (again or _may_go(segmentation, segment_id, voxels))) or (
+        if (mine and _may_go(segmentation, segment_id, voxels, overwrite)) or (
             segment_id in replace and (mine or segment.GetName().lower() == organ.lower())
         ):
             slots.append(segment_id)

@@ -308,3 +308,17 @@ def test_of_two_browsers_of_a_volume_the_one_that_it_follows_tells_the_frame(hos
     assert grid.frame_of(volume) == 2
     slicer.util.arrayFromVolume(volume)[:] = 7
     assert grid.frame_of(volume) in (2, 3), "it is of a sequence all the same"
+
+
+def test_overwrite_replaces_what_was_edited_at_this_frame_and_nothing_of_another(host, tmp_path: Path) -> None:
+    volume, show = add_sequence(host)
+    node = scene.show_result(volume, write_result(tmp_path, labels_of()), organs=["liver"])
+    mine = edited(node, volume)
+    show(1)
+    for shift in (1, 2):
+        labels = np.roll(labels_of(), shift, axis=1)
+        scene.show_result(volume, write_result(tmp_path, labels), node, ["liver"], overwrite=True)
+        assert names(node) == ["liver", "liver (2)"]
+        np.testing.assert_array_equal(mask_of(node, "liver", volume), mine)
+        np.testing.assert_array_equal(mask_of(node, "liver (2)", volume), labels == LIVER["id"])
+        edited(node, volume, "liver (2)")
