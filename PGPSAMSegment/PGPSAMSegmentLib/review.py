@@ -95,18 +95,14 @@ def build(segmentationNode: Any, fresh: Sequence[str] = ()) -> list[Item]:
 
 
 def _scored(segmentation: Any, organ: OrganSegment) -> list[tuple[float, OrganSegment, int, float]]:
-    box = segment_box(segmentation, organ.segment_id)
-    if box is None or not box[0].size:
+    areas = segments.slice_areas(segmentation, organ)
+    if not any(areas.values()):
         return []
-    voxels, start = box
-    areas = voxels.sum(axis=tuple(axis for axis in range(3) if axis != organ.axis))
-    usual = float(np.median(areas[areas > 0]))
-    entries = []
-    for index, confidence in organ.slice_confidence.items():
-        place = index - start[organ.axis]
-        area = int(areas[place]) if 0 <= place < len(areas) else 0
-        entries.append((suspicion(confidence, area, usual), organ, index, confidence))
-    return entries
+    usual = float(np.median([area for area in areas.values() if area]))
+    return [
+        (suspicion(confidence, areas.get(index, 0), usual), organ, index, confidence)
+        for index, confidence in organ.slice_confidence.items()
+    ]
 
 
 def merge(scored: Sequence[tuple[float, OrganSegment, int, float]]) -> list[Item]:

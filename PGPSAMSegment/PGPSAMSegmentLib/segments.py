@@ -20,7 +20,7 @@ import vtk
 from numpy.typing import NDArray
 
 from . import terminology
-from .grid import fingerprint, labelmap, view
+from .grid import fingerprint, labelmap, segment_box, view
 from .nodes import BINARY, PREFIX, SceneError
 
 ORGAN_TAG = PREFIX + "organ"
@@ -104,6 +104,13 @@ def describe(segmentation: Any, segment_id: str) -> OrganSegment:
         int(slices["axis"]),
         {int(index): float(value) for index, value in slices["confidence"].items()},
     )
+
+
+def slice_areas(segmentation: Any, organ: OrganSegment) -> dict[int, int]:
+    """Index along the segment's axis -> the voxels that it has in that slice; slices outside its box are left out."""
+    box, start = segment_box(segmentation, organ.segment_id) or (np.zeros((0, 0, 0), bool), (0, 0, 0))
+    areas = box.sum(axis=tuple(axis for axis in range(3) if axis != organ.axis))
+    return {start[organ.axis] + n: int(area) for n, area in enumerate(areas)}
 
 
 def organ_of(segmentation: Any, segment_id: str) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import slicer
 import vtk
 
-from . import firstresult, nodes, segments
+from . import firstresult, nodes, review, segments
 from .grid import reference_affine, same_grid, segment_box, segment_mask, shape_of, to_world, voxels_of
 from .nodes import TABLE, add_companion, companion
 from .segments import as_written
@@ -96,7 +96,7 @@ def measure(segmentationNode: Any) -> None:
     """Brings the figures up to date with what the user did to the segments.
 
     One that he edited is measured anew, as is one that he drew, or gave this name, where the model found none; nothing
-    is said of the model's confidence then. The row of a segment that is gone goes.
+    is said of the model's confidence then. It comes back with the voxels. The row of a segment that is gone goes.
     """
     lines, segmentation = rows(segmentationNode), segmentationNode.GetSegmentation()
     known = firstresult.organs(segmentationNode)
@@ -124,11 +124,13 @@ def measure(segmentationNode: Any) -> None:
     volume = _shown(segmentationNode)
     for name, organ in there.items():
         line = now.get(name)
-        taken_back = line is None or math.isnan(line[2])  # measured or left out by an earlier call
-        left = organ.untouched or as_written(segmentation, organ.segment_id)
-        if taken_back or not (left and found(organ)):
+        left = (organ.untouched or as_written(segmentation, organ.segment_id)) and found(organ)
+        if not left or line is None or any(map(math.isnan, line[:3])):  # an earlier call measured it, or left it out
             figures = _figures(segmentationNode, volume(organ.segment_id), organ.segment_id)
-            now[name] = (*figures, math.nan, line[3] if line and found(organ) else "")
+            confidence = _confidence(segmentation, organ) if left else math.nan
+            listed = review.slices_to_check(segmentationNode, [organ.segment_id])
+            slices = line[3] if line else listed.get(organ.organ, "")
+            now[name] = (*figures, confidence, slices if found(organ) else "")
     organ_of = _organs_of(segmentationNode, now)
     order = list(dict.fromkeys(organ_of.values()))  # an organ's rows one below the other
     now = dict(sorted(now.items(), key=lambda line: order.index(organ_of[line[0]])))
@@ -200,6 +202,15 @@ def _figures(segmentationNode: Any, volume: Any, segment_id: str) -> tuple[float
         return millilitres, math.nan
     values = slicer.util.arrayFromVolume(volume)[segment_mask(segmentationNode, segment_id, shape_of(volume))]
     return millilitres, round(float(values.mean()), DIGITS[1]) if len(values) else math.nan
+
+
+def _confidence(segmentation: Any, organ: segments.OrganSegment) -> float:
+    """The model's mean over a segment that is as it was written; nan for one without voxels."""
+    areas = segments.slice_areas(segmentation, organ)
+    weights = [areas.get(index, 0) for index in organ.slice_confidence]
+    if not any(weights):
+        return math.nan
+    return round(float(np.average(list(organ.slice_confidence.values()), weights=weights)), DIGITS[2])
 
 
 def _write(node: Any, lines: dict[str, tuple[float, float, float, str]]) -> None:

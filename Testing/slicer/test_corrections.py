@@ -517,6 +517,34 @@ def test_two_segments_of_an_organ_have_a_row_each(host, tmp_path: Path) -> None:
     assert list(table.rows(node)) == ["right kidney", "inferior vena cava"]
 
 
+def test_a_second_segment_in_the_table_of_an_earlier_version_has_its_confidence(host, tmp_path: Path) -> None:
+    """That table had one row an organ, with the figures of the latest result."""
+    volume = add_volume(host)
+    node = scene.show_result(volume, write_result(tmp_path, labels_of()))
+    edited(node, volume)
+    again = np.roll(labels_of(), 1, axis=1)
+    scene.show_result(volume, write_result(tmp_path, again, slice_confidence={"liver": {1: 0.6, 2: 0.9}}), node)
+    figures = nodes.companion(node, nodes.TABLE).GetTable()
+    rows = list(table.rows(node))
+    figures.SetValueByName(rows.index("liver (2)"), table.ORGAN, "liver")
+    figures.RemoveRow(rows.index("liver"))
+    table.measure(node)
+    mean = slicer.util.arrayFromVolume(volume)[again == LIVER["id"]].mean()
+    assert table.rows(node)["liver (2)"] == (0.764, pytest.approx(mean, abs=0.05), 0.75, "2")
+    assert math.isnan(table.rows(node)["liver"][2])
+
+
+def test_the_confidence_comes_back_with_the_voxels_that_were_edited(host, tmp_path: Path) -> None:
+    volume, labels = add_volume(host), labels_of()
+    node = scene.show_result(volume, write_result(tmp_path, labels, slice_confidence={"liver": {3: 0.5}}))
+    edited(node, volume)
+    table.measure(node)
+    assert math.isnan(table.rows(node)["liver"][2])
+    paint(node, "liver", volume, labels == LIVER["id"])
+    table.measure(node)
+    assert table.rows(node)["liver"][2:] == (0.5, "4")
+
+
 def test_a_row_keeps_its_organ_however_its_segment_is_spelled(host, tmp_path: Path) -> None:
     volume = add_volume(host)
     node = scene.show_result(volume, write_result(tmp_path, labels_of()))
