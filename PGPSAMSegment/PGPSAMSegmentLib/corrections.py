@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from . import firstresult, segments, table, terminology
 from .firstresult import First
-from .grid import export_volume, has_reference, lattice, save, segment_mask, shape_of
-from .nodes import SceneError
+from .grid import export_volume, frame_of, has_reference, lattice, save, segment_mask, shape_of, voxels_of
+from .nodes import VOLUME, SceneError
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def changes(segmentationNode: Any) -> list[Change]:
     What the scene does not keep the model's result of, such as a segment loaded from a file, is left out.
 
     Raises:
-        SceneError: the scene keeps none at all, or the segmentation's grid was changed since.
+        SceneError: the scene keeps none at all, or that of another frame, or the segmentation's grid was changed since.
     """
     first, found = _first(segmentationNode), []
     for each in _compared(segmentationNode, first):
@@ -176,13 +176,20 @@ def _organ(segmentation: Any, segment_id: str, label: int) -> dict[str, Any]:
 
 
 def _first(segmentationNode: Any) -> First:
-    """The model's own result, which lies on the segmentation's grid."""
+    """The model's own result, which lies on the segmentation's grid, and is of the frame that it shows."""
     first, segmentation = firstresult.of(segmentationNode), segmentationNode.GetSegmentation()
     shape, spacing = lattice(segmentation) if has_reference(segmentation) else (first.shape, first.spacing)
     if shape != first.shape or not np.allclose(spacing, first.spacing, rtol=1e-4):
         raise SceneError(
             f"the voxel grid of '{segmentationNode.GetName()}' was changed since the result came",
             "In the Segment Editor, set the source volume's geometry again (the button beside it), or segment again",
+        )
+    volume = segmentationNode.GetNodeReference(VOLUME) if frame_of(segmentationNode) else None
+    if volume is not None and first.voxels not in ("", voxels_of(volume)):
+        raise SceneError(
+            f"the model's own result that is kept with '{segmentationNode.GetName()}' is of another frame",
+            "A segmentation that is turned with the frames keeps only the latest run's: segment this frame again, into"
+            " a new segmentation, and correct that result",
         )
     return first
 

@@ -14,7 +14,7 @@ import slicer
 import vtk
 
 from . import firstresult, nodes, review, segments
-from .grid import reference_affine, same_grid, segment_box, segment_mask, shape_of, to_world, voxels_of
+from .grid import frame_of, reference_affine, same_grid, segment_box, segment_mask, shape_of, to_world, voxels_of
 from .nodes import TABLE, add_companion, companion
 from .segments import as_written
 
@@ -100,7 +100,9 @@ def measure(segmentationNode: Any) -> None:
     """
     lines, segmentation = rows(segmentationNode), segmentationNode.GetSegmentation()
     known = firstresult.organs(segmentationNode)
-    organ_of = _organs_of(segmentationNode, lines)
+    organ_of, before = _organs_of(segmentationNode, lines), repr(lines)  # nan is not equal to itself
+    if frame_of(segmentationNode):  # it is turned with the frames, and the table is another one's
+        lines = dict.fromkeys(lines, (0.0, math.nan, math.nan, ""))
 
     def rank(organ: segments.OrganSegment) -> tuple[bool, bool]:
         return organ.untouched, not as_written(segmentation, organ.segment_id)
@@ -129,12 +131,12 @@ def measure(segmentationNode: Any) -> None:
             figures = _figures(segmentationNode, volume(organ.segment_id), organ.segment_id)
             confidence = _confidence(segmentation, organ) if left else math.nan
             listed = review.slices_to_check(segmentationNode, [organ.segment_id])
-            slices = line[3] if line else listed.get(organ.organ, "")
+            slices = (line[3] if line else "") or listed.get(organ.organ, "")
             now[name] = (*figures, confidence, slices if found(organ) else "")
     organ_of = _organs_of(segmentationNode, now)
     order = list(dict.fromkeys(organ_of.values()))  # an organ's rows one below the other
     now = dict(sorted(now.items(), key=lambda line: order.index(organ_of[line[0]])))
-    if repr(now) != repr(lines):  # nan is not equal to itself
+    if repr(now) != before:
         _write(companion(segmentationNode, TABLE), now)
 
 

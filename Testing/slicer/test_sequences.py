@@ -24,7 +24,7 @@ from made_results import (
     write_result,
 )
 
-from PGPSAMSegmentLib import grid, scene, segments, suggestions, table, training
+from PGPSAMSegmentLib import corrections, grid, scene, segments, suggestions, table, training
 from PGPSAMSegmentLib.grid import ijk_to_world
 
 MODEL = {"name": "abdomen-ct", "method": "pgp", "organs": LABEL_SET}
@@ -322,3 +322,55 @@ def test_overwrite_replaces_what_was_edited_at_this_frame_and_nothing_of_another
         np.testing.assert_array_equal(mask_of(node, "liver", volume), mine)
         np.testing.assert_array_equal(mask_of(node, "liver (2)", volume), labels == LIVER["id"])
         edited(node, volume, "liver (2)")
+
+
+def test_a_segmentation_that_is_turned_with_the_frames_has_the_figures_of_its_frame(host, tmp_path: Path) -> None:
+    """It has one table for all of them."""
+    volume, show = add_sequence(host)
+    node, labels = turned_segmentation(), [labels_of(), np.roll(labels_of(), 1, axis=1)]
+    labels[1][labels[1] == KIDNEY["id"]] = 0
+    for frame in range(2):
+        show(frame)
+        doubts = {"liver": {3: 0.5 + frame / 10}}
+        scene.show_result(volume, write_result(tmp_path / str(frame), labels[frame], slice_confidence=doubts), node)
+    for frame in (0, 1, 0):
+        show(frame)
+        table.measure(node)
+        assert {row for row, line in table.rows(node).items() if line[0]} == set(names(node))
+        assert table.rows(node)["liver"] == (0.764, frame, 0.5 + frame / 10, "4")
+
+
+def test_corrections_in_a_segmentation_that_is_turned_are_told_from_no_other_frame_s_result(
+    host, tmp_path: Path
+) -> None:
+    """It has one first result for all frames, the latest run's."""
+    volume, show = add_sequence(host)
+    node = turned_segmentation()
+    for frame in range(2):
+        show(frame)
+        scene.show_result(volume, write_result(tmp_path, np.roll(labels_of(), frame, axis=1)), node)
+        edited(node, volume)
+    training.add(node, volume, corrected=True)
+    assert corrections.corrected_slices(node)[0] == [4]
+    show(0)
+    for call in (corrections.changes, lambda node: training.add(node, volume, corrected=True)):
+        with pytest.raises(scene.SceneError, match="is of another frame") as refused:
+            call(node)
+    assert "into a new segmentation, and correct that result" in refused.value.hint
+    own = scene.show_result(volume, write_result(tmp_path, labels_of()))
+    edited(own, volume)
+    training.add(own, volume, corrected=True)
+
+
+def turned_segmentation() -> Any:
+    """A segmentation that the browser turns with the frames of its volume, empty at each."""
+    sequence = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceNode", "segmentations")
+    browser = slicer.util.getNodesByClass("vtkMRMLSequenceBrowserNode")[0]
+    for frame in range(browser.GetNumberOfItems()):
+        empty = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode")
+        sequence.SetDataNodeAtValue(empty, str(frame))
+        slicer.mrmlScene.RemoveNode(empty)
+    browser.AddSynchronizedSequenceNode(sequence)
+    browser.SetSaveChanges(sequence, True)
+    slicer.modules.sequences.logic().UpdateProxyNodesFromSequences(browser)
+    return browser.GetProxyNode(sequence)
