@@ -479,6 +479,28 @@ def test_a_short_run_that_goes_on_leaves_the_encoder_as_it_is(phantoms, quick_mo
     assert told["cost"]["trained_parameters"] == sum(v.numel() for k, v in first.items() if "encoder." not in k)
 
 
+def test_the_large_parts_of_the_decoder_can_stay_as_they_are(phantoms, quick_model, quick_settings, tmp_path):
+    dataset = read_dataset(phantoms)
+    samples = choose_samples(dataset, dataset.cases[:1], SliceChoice(), quick_settings)
+    settings = replace(quick_settings, iterations=2, lr=1e-2, start_from=str(quick_model), keep_decoder=True)
+    finetune(samples, dataset.labels, settings, tmp_path / "m", name="m", device="cpu")
+    first, second = (load_file(f / "adapter.safetensors") for f in (quick_model, tmp_path / "m"))
+    assert first.keys() == second.keys()
+    kept = {name for name in first if torch.equal(first[name], second[name])}
+    large = {n for n in first if n.startswith(("decoder.transformer.", "decoder.hypernetworks.weights"))}
+    assert large
+    assert large <= kept
+    assert any(name.startswith("encoder.") for name in first.keys() - kept)
+    assert any(name.startswith("decoder.") for name in first.keys() - kept)
+    told = load_spec(tmp_path / "m").training
+    assert told["keep_decoder"]
+    assert told["cost"]["trained_parameters"] == sum(v.numel() for k, v in first.items() if k not in large)
+    probe = replace(quick_settings, method="probe", settings={}, augmentation=None, keep_decoder=True)
+    with pytest.raises(UserError, match="method probe has no decoder of SAM's"):
+        finetune(samples, dataset.labels, probe, tmp_path / "probe", name="probe", device="cpu")
+    assert not (tmp_path / "probe").exists()
+
+
 def test_new_organs_are_learned_at_full_rates():
     usual = recipe("pgsam")
     learned = going_on(usual, ("liver", "spleen"), ("liver", "lesion"))
@@ -906,4 +928,5 @@ def test_the_state_that_an_earlier_version_left_is_known_again(phantoms, quick_s
     dataset = read_dataset(phantoms)
     samples = choose_samples(dataset, dataset.cases[:1], SliceChoice(), quick_settings)
     assert "start_share" not in run_key(quick_settings, samples)
+    assert "keep_decoder" not in run_key(replace(quick_settings, keep_encoder=True), samples)
     assert "start_share=0.5" in run_key(replace(quick_settings, start_share=0.5), samples)

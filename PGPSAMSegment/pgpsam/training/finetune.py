@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -44,6 +45,7 @@ CHECKPOINT = "training.pt"
 CURVES = "curves.csv"
 CHECKPOINT_SECONDS = 180.0
 BALANCED = 0.6  # the share of a run after which the loss stays as it is
+KEPT = re.compile(r"decoder\.(transformer|hypernetworks\.weights)")  # by `keep_decoder`
 _log = logging.getLogger(__name__)
 
 
@@ -71,6 +73,7 @@ class TrainingSettings:
         start_share: share of the start's weights in what is saved, their mean with the trained ones (Wortsman et al.,
             "Robust fine-tuning of zero-shot models", 2022); only where all weights were the start's.
         keep_encoder: the encoder stays as the start has it; what it makes of a view can then be used several times.
+        keep_decoder: so do the weights of the decoder's transformer and hypernetworks, which are most of a model.
     """
 
     method: str = "pgp"
@@ -97,6 +100,7 @@ class TrainingSettings:
     start_from: str = ""
     start_share: float = 0.0
     keep_encoder: bool = False
+    keep_decoder: bool = False
 
     def __post_init__(self) -> None:
         """Raises UserError for what no run can be made of."""
@@ -146,6 +150,14 @@ def learning_rate(iteration: int, settings: TrainingSettings) -> float:
 def between(ends: tuple[float, float], done: float) -> float:
     """Linear from the first to the last value, which it keeps from done = 1 on."""
     return ends[0] + (ends[1] - ends[0]) * min(1.0, done)
+
+
+def _keep_decoder(network: SegmentationNetwork, method: str) -> None:
+    large = [value for name, value in network.named_parameters() if KEPT.match(name)]
+    if not large:
+        raise UserError(f"method {method} has no decoder of SAM's that could be kept", "Leave out keep_decoder.")
+    for value in large:
+        value.requires_grad_(False)
 
 
 def make_optimizer(network: SegmentationNetwork, settings: TrainingSettings) -> torch.optim.AdamW:
@@ -239,8 +251,8 @@ def finetune(
         The model folder.
 
     Raises:
-        UserError: no usable samples, unknown method or device, a checkpoint of another run, or a stopped run's state
-            that cannot be saved.
+        UserError: no usable samples, unknown method or device, no decoder to keep, a checkpoint of another run, or a
+            stopped run's state that cannot be saved.
         Cancelled: `cancelled` said so; the state for `resume` was saved.
     """
     out, where = Path(out), choose_device(device)
@@ -261,6 +273,8 @@ def finetune(
     begun = {name: value.clone() for name, value in adapter.items()} if start.whole and settings.start_share else {}
     if settings.keep_encoder:
         network.encoder.requires_grad_(False)
+    if settings.keep_decoder:
+        _keep_decoder(network, settings.method)
     optimizer = make_optimizer(network, settings)
     augmenter = Augmenter(settings.canvas, settings.augmentation)
     frozen = not any(p.requires_grad for p in network.encoder.parameters())
@@ -401,8 +415,11 @@ def run_key(settings: TrainingSettings, samples: Sequence[Sample]) -> str:
     """
     start = fingerprint(find_model(settings.start_from)) if settings.start_from else ""
     slices = [(s.case, s.index, s.guessed, zlib.crc32(s.labels.numpy().tobytes())) for s in samples]
-    usual = f", start_share={TrainingSettings.start_share}, keep_encoder={TrainingSettings.keep_encoder})"
-    return repr((settings, start, slices)).replace(usual, ")", 1)  # which states of earlier versions do not tell
+    told = repr((settings, start, slices))
+    # What states of earlier versions do not tell, the newest first.
+    for usual in (", keep_decoder=False)", ", start_share=0.0, keep_encoder=False)"):
+        told = told.replace(usual, ")", 1)
+    return told
 
 
 def state_of(network: SegmentationNetwork, optimizer: torch.optim.Optimizer, average: Average) -> dict[str, Any]:
