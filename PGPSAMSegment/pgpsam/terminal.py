@@ -76,12 +76,12 @@ class ProgressReporter:
                 TimeRemainingColumn(),
                 TextColumn("{task.fields[note]}", markup=False),
                 console=console,
+                redirect_stdout=sys.stdout.isatty(),  # what goes to a file or another program is not for this terminal
             )
-            self.bars.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.bars:
+        if self.bars and self.tasks:
             self.bars.stop()
 
     def __call__(self, stage: str, done: int, total: int, eta_seconds: float, note: str = "") -> None:
@@ -95,6 +95,7 @@ class ProgressReporter:
             }
             print(json.dumps(values), file=sys.stderr, flush=True)
         elif self.bars:
+            self.bars.start()  # only now: bars that never had anything to show would leave an empty line
             if stage not in self.tasks:
                 for old in self.bars.tasks[:-3]:  # of a long list of volumes, the last few stay in sight
                     self.bars.update(old.id, visible=not old.finished)
