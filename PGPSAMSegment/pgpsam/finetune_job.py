@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # the worker must not wait for torch before it is needed
 def finetune(job: Job, warm: Warm) -> dict[str, Any]:
     """ "finetune": a new model folder from a data set's folder, or from the cases that the request brings."""
     from pgpsam.network.methods import make_settings
-    from pgpsam.training.card import model_card
+    from pgpsam.training.card import copy_pictures, model_card, pictures_of, shows_earlier_scores
     from pgpsam.training.choice import SliceChoice
     from pgpsam.training.data import read_dataset
     from pgpsam.training.finetune import Progress
@@ -63,7 +63,9 @@ def finetune(job: Job, warm: Warm) -> dict[str, Any]:
         told = {"data": "annotated in 3D Slicer", "choice": "the slices that were annotated", "held_out": []}
         train(samples, label_set, settings, out, provenance=told, **common)
         spec, tensors = load_model(out)
-        save_model(out, spec, tensors, model_card(spec))
+        if settings.start_from and shows_earlier_scores(spec):
+            copy_pictures(find_model(settings.start_from), out)
+        save_model(out, spec, tensors, model_card(spec, pictures_of(out)))
     spec = load_spec(out)
     return {"folder": str(out.resolve()), "model": spec.name, "score": score_line(spec), "scores": summary}
 

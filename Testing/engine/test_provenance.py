@@ -280,6 +280,24 @@ def test_a_copy_that_is_not_scored_has_the_pictures_that_its_card_shows(five: Da
             assert (out / picture).read_bytes() == (first / picture).read_bytes()
 
 
+@pytest.mark.parametrize("lacking", [["failures.png"], ["failures.png", "confidence.png"]], ids=len)
+def test_a_card_shows_no_picture_that_its_folder_lacks(five: Dataset, tmp_path: Path, lacking: list[str]) -> None:
+    """As of a copy of model.json and the weights only, which can be shipped, trained on from and refined, too."""
+    first = train(five, tmp_path / "first", scored=True)
+    for name in lacking:
+        (first / "validation" / name).unlink()
+    later = train(five, tmp_path / "later", hold_out=[], start_from=str(first))
+    ship(str(later), tmp_path / "given")
+    ship(str(later), tmp_path / "twin", twin=str(first))
+    refine(later, five, TINY, SliceChoice(), folds=2, refining=REFINER, device="cpu")
+    for model in (later, tmp_path / "given", tmp_path / "twin"):
+        card = (model / "CARD.md").read_text(encoding="utf-8")
+        assert "on case_4, which it was not trained on" in card
+        shown = re.findall(r"!\[.*\]\((.*)\)", card)
+        assert len(shown) == 2 - len(lacking)
+        assert all((model / picture).is_file() for picture in shown)
+
+
 # -------------------------------------------------------------------------------------------------- the mean of two
 
 

@@ -447,6 +447,20 @@ def test_finetune_from_cases_gives_a_model_that_segments(worker, tmp_path):
     assert [organ["name"] for organ in done["label_set"]] == ["spleen", "liver"]
 
 
+def test_a_card_that_shows_the_scores_of_the_model_gone_on_from_has_its_pictures(worker, phantoms, tmp_path):
+    scored, out = tmp_path / "scored", tmp_path / "mine"
+    settings = {"batch": 2, "warmup": 1, "canvas": [56, 112]}
+    same = {"settings": settings, "iterations": 1, "device": "cpu"}
+    assert worker.ask("finetune", data=str(phantoms), out=str(scored), **same)[-1]["event"] == "done"
+    cases, labels = phantom_cases(tmp_path), organs_json(ABDOMEN.select(["spleen", "liver"]))
+    answer = worker.ask("finetune", cases=cases, labels=labels, out=str(out), start_from=str(scored), **same)[-1]
+    assert answer["event"] == "done", answer
+    assert "an earlier stage of this model" in (out / "CARD.md").read_text(encoding="utf-8")
+    for picture in ("validation/failures.png", "validation/confidence.png"):
+        assert f"({picture})" in (out / "CARD.md").read_text(encoding="utf-8")
+        assert (out / picture).read_bytes() == (scored / picture).read_bytes()
+
+
 def test_finetune_goes_on_from_a_model_and_can_be_cancelled(worker, phantoms, quick_model, tmp_path):
     """Method, backbone and settings are those of the model to start from, without being repeated."""
     request = {"data": str(phantoms), "out": str(tmp_path / "m"), "start_from": str(quick_model), "device": "cpu"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,18 @@ from pgpsam.training.failures import FAILURES
 from pgpsam.training.origins import trained_commands
 
 VALIDATION = "validation"  # the folder in the model's own
+PICTURES = {
+    FAILURES: "The largest error of each organ",
+    CONFIDENCE: "How often the confidence is right, and what it finds",
+}
 
 
-def model_card(spec: ModelSpec) -> str:
-    """CARD.md of a model, from nothing but its own model.json."""
+def model_card(spec: ModelSpec, pictures: Collection[str] = tuple(PICTURES)) -> str:
+    """CARD.md of a model, from nothing but its own model.json.
+
+    Args:
+        pictures: those of the scores that its folder has, as `pictures_of` names them.
+    """
     training = spec.training
     started = training.get("started_from")
     low, high = spec.preparation["window"]
@@ -67,7 +75,7 @@ def model_card(spec: ModelSpec) -> str:
             lines += ["(all organs, on the refiner's grid, without clean-up)."]
     if commands := trained_commands(spec):
         lines += ["", "```", *commands, "```"]
-    lines += ["", "## Scores", "", *_scores(spec)]
+    lines += ["", "## Scores", "", *_scores(spec, pictures)]
     lines += [
         "",
         "## Limits",
@@ -115,7 +123,7 @@ def _confidence(spec: ModelSpec) -> str:
     )
 
 
-def _scores(spec: ModelSpec) -> list[str]:
+def _scores(spec: ModelSpec, pictures: Collection[str]) -> list[str]:
     scores, whose = _scored(spec)
     if not scores:
         return [f"None: {'it was not scored' if spec.training.get('held_out') else 'no patient was held out'}."]
@@ -128,14 +136,10 @@ def _scores(spec: ModelSpec) -> list[str]:
     rows += [_row("mean of all organs", summary["all"])]
     seen = "every slice, looked at twice" if scores.get("looks", 1) == 2 else "every slice"
     text = f"{whose} on {', '.join(scores['split'])}, which it was not trained on, {seen}:"
-    pictures = [
-        "",
-        f"![The largest error of each organ]({VALIDATION}/{FAILURES})",
-        "",
-        f"![How often the confidence is right, and what it finds]({VALIDATION}/{CONFIDENCE})",
-    ]
     note = ["", summary["note"]] if "note" in summary else []
-    return [text, "", *rows, *note, *(pictures if "confidence" in summary else [])]
+    there = PICTURES if "confidence" in summary else {}
+    shown = [line for name in there if name in pictures for line in ("", f"![{PICTURES[name]}]({VALIDATION}/{name})")]
+    return [text, "", *rows, *note, *shown]
 
 
 def _row(name: str, values: Mapping[str, Any]) -> str:
@@ -144,9 +148,18 @@ def _row(name: str, values: Mapping[str, Any]) -> str:
     return f"| {name} | {shown[0]} | {shown[1]} | {values['missed']} |"
 
 
+def shows_earlier_scores(spec: ModelSpec) -> bool:
+    """Whether the card has the scores, and so the pictures, of the model that this one started from."""
+    return not spec.scores and bool((spec.training.get("started_from") or {}).get("scores"))
+
+
+def pictures_of(model: Path) -> list[str]:
+    """Which of the scores' pictures a model's folder has."""
+    return [name for name in PICTURES if (model / VALIDATION / name).is_file()]
+
+
 def copy_pictures(origin: Path, model: Path) -> None:
     """What a card shows of the earlier stage that was scored in the model's stead; both are model folders."""
-    for picture in (origin / VALIDATION / name for name in (FAILURES, CONFIDENCE)):
-        if picture.is_file():
-            (model / VALIDATION).mkdir(exist_ok=True)
-            shutil.copy(picture, model / VALIDATION)
+    for name in pictures_of(origin):
+        (model / VALIDATION).mkdir(exist_ok=True)
+        shutil.copy(origin / VALIDATION / name, model / VALIDATION)

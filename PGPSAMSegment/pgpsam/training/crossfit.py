@@ -27,7 +27,7 @@ from pgpsam.models.store import ModelSpec, load_model, load_spec, save_model
 from pgpsam.network.volume_refiner import named_in_file, refiner_tensors, split_tensors
 from pgpsam.segmenter import Segmenter, Step
 from pgpsam.slices import Preparation, frame_volume, scale_labels
-from pgpsam.training.card import model_card
+from pgpsam.training.card import model_card, pictures_of
 from pgpsam.training.choice import ChosenSlices, SliceChoice, checksum, choose_slices
 from pgpsam.training.data import IGNORED, Dataset, load_case
 from pgpsam.training.finetune import CHECKPOINT, Progress, TrainingSettings
@@ -206,7 +206,7 @@ def add_refiner(
         about["held_out"] = {"cases": [one.case for one in held], "dice_before": before, "dice_after": after}
     spec = replace(spec, refiner=about, scores={})  # these were the model's without it
     tensors = split_tensors(tensors)[0] | named_in_file(refiner_tensors(refiner))
-    save_model(model, spec, tensors, model_card(spec))
+    save_model(model, spec, tensors, model_card(spec, pictures_of(model)))
 
 
 def check_same_slices(spec: ModelSpec, choice: SliceChoice, drawn: Sequence[ChosenSlices]) -> None:

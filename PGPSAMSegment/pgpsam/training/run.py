@@ -36,7 +36,7 @@ from pgpsam.training.calibration import (
     reliability,
     write_calibration,
 )
-from pgpsam.training.card import VALIDATION, copy_pictures, model_card
+from pgpsam.training.card import VALIDATION, copy_pictures, model_card, pictures_of, shows_earlier_scores
 from pgpsam.training.choice import ChosenSlices, SliceChoice, checksum, choose_slices
 from pgpsam.training.data import (
     Case,
@@ -435,9 +435,9 @@ def finish(
         split = [case.name for case in held]
         told = {"split": split, LABELS_CHECKSUM: scores.labels, "looks": len(LOOKS), "summary": summary}
         spec = replace(spec, scores=told)
-    elif start_from and (spec.training.get("started_from") or {}).get("scores"):
+    elif start_from and shows_earlier_scores(spec):
         copy_pictures(find_model(start_from), folder)
-    save_model(folder, spec, tensors, model_card(spec))
+    save_model(folder, spec, tensors, model_card(spec, pictures_of(folder)))
     if (folder / CURVES).is_file():  # a model that was copied without its curves can get a refiner, too
         write_summary(folder / CURVES, folder / SUMMARY, spec.name, summary)
     return summary

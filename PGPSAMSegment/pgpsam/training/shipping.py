@@ -21,7 +21,7 @@ from pgpsam.errors import UserError
 from pgpsam.models.compact import compact
 from pgpsam.models.store import ModelSpec, find_model, load_model, load_spec, save_model
 from pgpsam.segmenter import Step
-from pgpsam.training.card import VALIDATION, copy_pictures, model_card
+from pgpsam.training.card import VALIDATION, copy_pictures, model_card, pictures_of, shows_earlier_scores
 from pgpsam.training.data import Case, read_dataset
 from pgpsam.training.finetune import CURVES
 from pgpsam.training.origins import check_apart, trained_cases, trained_commands
@@ -99,13 +99,14 @@ def ship(
         held = dataset.select(spec.training.get("held_out", ()))
         if not held:
             raise UserError(f"{model} learned from every case of {data}", "Show a twin's scores with --scores-of.")
-    save_model(out, spec, compact(tensors), model_card(spec))
+    shown = find_model(twin or model) if not data and (twin or shows_earlier_scores(spec)) else None
+    save_model(out, spec, compact(tensors), model_card(spec, pictures_of(shown) if shown else ()))
     remove_scores(out / VALIDATION)  # of a model that was here before, as the next two
     for page in (CURVES, SUMMARY):
         (out / page).unlink(missing_ok=True)
+    if shown:  # the card shows its scores in place of the copy's own
+        copy_pictures(shown, out)
     if not data:
-        if twin or "scores" in training.get("started_from", {}):  # what the card shows in place of the copy's own
-            copy_pictures(find_model(twin or model), out)
         return None
     return finish(out, dataset, held, spec.training.get("choice", "not recorded"), "", device, scoring)
 
