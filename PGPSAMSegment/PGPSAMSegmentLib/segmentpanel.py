@@ -132,7 +132,7 @@ class SegmentPanel(JobPanel):
             text = f"'{volume.GetName()}': {text}"
         kept = ", ".join(f"'{name}'" for _id, name in scene.kept(node, found))
         if kept:
-            text += " " + _("Your own work stays, and the result is beside it: {names}.").format(names=kept)
+            text += " " + _("Left as it was, with the new result beside it: {names}.").format(names=kept)
         text = " ".join([text, *(f"{line}." for line in event.get("warnings", []))])
         self.parameters.overwrite = False
         if not self.host.result.show_fresh(node, self._target):

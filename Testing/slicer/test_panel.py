@@ -186,12 +186,12 @@ def test_finished_work_is_kept_and_the_box_to_replace_it_goes_off_again(bench):
     paint(node, "liver", bench.volume, mine)
     assert bench.segment() is node
     assert names(node) == ["liver", "spleen", "liver (2)"]
-    assert bench.status.endswith(" Your own work stays, and the result is beside it: 'liver'.")
+    assert bench.status.endswith(" Left as it was, with the new result beside it: 'liver'.")
     assert bench.status in bench.log
     bench.ui.overwrite.setChecked(True)
     assert bench.parameters.overwrite
     bench.segment()
-    assert "Your own work" not in bench.status
+    assert "Left as it was" not in bench.status
     assert mask_of(node, "liver", bench.volume).sum() > 1
     assert not bench.ui.overwrite.isChecked()
 
