@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -18,11 +19,22 @@ from pgpsam.errors import Cancelled, UserError, of_system
 from pgpsam.looks import LOOKS
 from pgpsam.memory import is_memory_error, keep_freed_memory
 
-console = Console(stderr=True, markup=False, emoji=False)  # a name may hold [brackets]
+
+class _Console(Console):
+    """Shows names that hold [brackets] as they are, and leaves it to `run` that nobody reads any more."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, **options)
+
+    def on_broken_pipe(self) -> None:
+        raise  # the BrokenPipeError that it is called for
+
+
+console = _Console(stderr=True)
 
 
 def run(main: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> int:
-    """Exit code of a command: 0; 2 and one line for what the user can mend; 130 on cancel.
+    """Exit code of a command: 0; 2 and one line for what the user can mend; 130 on cancel; 141 if nobody reads it.
 
     `--debug` shows the traceback as well.
     """
@@ -32,6 +44,10 @@ def run(main: Callable[[argparse.Namespace], None], options: argparse.Namespace)
             stream.reconfigure(errors="replace")
     try:
         main(options)
+        print(end="", flush=True)  # what standard output refuses is noticed here, not after the end
+    except BrokenPipeError:  # the reader has gone, as `head -1` does
+        _forget_unsaid()
+        return 141
     except UserError as error:
         if options.debug:
             traceback.print_exc()
@@ -47,12 +63,21 @@ def run(main: Callable[[argparse.Namespace], None], options: argparse.Namespace)
     except OSError as error:
         if options.debug:
             traceback.print_exc()
+        _forget_unsaid()
         print(f"error: {of_system(error)}", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, Cancelled) as stop:
         print(f"cancelled{f': {stop}' if str(stop) else ''}", file=sys.stderr)
         return 130
     return 0
+
+
+def _forget_unsaid() -> None:
+    """Leaves out what standard output does not take: Python would try it again at its end, and complain."""
+    try:
+        print(end="", flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class ProgressReporter:
@@ -133,7 +158,7 @@ def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
         table.add_column(name, justify="left" if i == 0 else "right")
     for row in rows:
         table.add_row(*row)
-    shown = Console(markup=False, emoji=False)
+    shown = _Console()
     if not shown.is_terminal:  # a file or another program gets every cell whole
         shown.width = sys.maxsize
     shown.print(table)

@@ -6,6 +6,7 @@ import os
 import pty
 import subprocess
 import sys
+from typing import BinaryIO
 
 import pytest
 
@@ -39,3 +40,42 @@ def test_bars_on_a_terminal_do_not_swallow_what_goes_to_a_file() -> None:
     assert done.stdout == b"case_1: its header is in metres\n"
     assert b"1/2" in shown
     assert b"metres" not in shown
+
+
+WORDY = """
+import argparse, sys
+from pgpsam.terminal import print_table, run
+def table(_):
+    print_table("models", ["name"], [[f"model {n}"] for n in range(5000)])
+def lines(_):
+    for n in range(5000):
+        print("volume", n)
+def line(_):
+    print("wrote organs.nii.gz")
+sys.exit(run({"table": table, "lines": lines, "line": line}[sys.argv[1]], argparse.Namespace(debug=False)))
+"""
+
+
+def talk(what: str, output: BinaryIO) -> tuple[int, bytes]:
+    """Exit code and standard error of a command that writes to `output`."""
+    command = [sys.executable, "-c", WORDY, what]
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, env=buffered, check=False)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("what", ["table", "lines", "line"])
+def test_a_reader_that_has_gone_is_no_error(what: str) -> None:
+    """As with `pgpsam info abdomen-ct | head -1`: the exit code is that of a program which SIGPIPE ends."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as gone:
+        assert talk(what, gone) == (141, b"")
+
+
+@pytest.mark.parametrize("what", ["table", "lines", "line"])
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no disk that is always full")
+def test_a_full_disk_under_the_output_is_one_line(what: str) -> None:
+    with open("/dev/full", "wb") as full:
+        line = b"error: No space left on device. Check the path, its permissions and the disk.\n"
+        assert talk(what, full) == (2, line)
