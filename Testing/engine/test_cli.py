@@ -27,7 +27,7 @@ from pgpsam.volume import write_array
 from phantoms import make_phantom
 
 ROOT = Path(__file__).parents[2]
-TRAINING = ("finetune", "refine", "evaluate", "ship", "benchmark")
+TRAINING = ("finetune", "refine", "evaluate", "ship", "benchmark", "embed_descriptions")
 
 
 def pgpsam(*arguments, **options):

