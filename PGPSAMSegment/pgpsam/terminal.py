@@ -40,11 +40,10 @@ def run(main: Callable[[argparse.Namespace], None], options: argparse.Namespace)
     """
     keep_freed_memory()
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a name may hold letters that the terminal's encoding lacks
-            stream.reconfigure(errors="replace")
+        if hasattr(stream, "reconfigure"):  # a name may hold letters that the terminal's encoding lacks; in a file, too,
+            stream.reconfigure(errors="replace", line_buffering=True)  # a line is there as soon as it is said
     try:
         main(options)
-        print(end="", flush=True)  # what standard output refuses is noticed here, not after the end
     except BrokenPipeError:  # the reader has gone, as `head -1` does
         _forget_unsaid()
         return 141

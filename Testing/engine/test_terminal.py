@@ -6,6 +6,7 @@ import os
 import pty
 import subprocess
 import sys
+from pathlib import Path
 from typing import BinaryIO
 
 import pytest
@@ -43,16 +44,20 @@ def test_bars_on_a_terminal_do_not_swallow_what_goes_to_a_file() -> None:
 
 
 WORDY = """
-import argparse, sys
+import argparse, subprocess, sys
 from pgpsam.terminal import print_table, run
 def table(_):
     print_table("models", ["name"], [[f"model {n}"] for n in range(5000)])
+def child(_):
+    print("run 1 ...")
+    subprocess.run([sys.executable, "-c", "print('scores of run 1')"], check=True)
+    print("wrote the table")
 def lines(_):
     for n in range(5000):
         print("volume", n)
 def line(_):
     print("wrote organs.nii.gz")
-sys.exit(run({"table": table, "lines": lines, "line": line}[sys.argv[1]], argparse.Namespace(debug=False)))
+sys.exit(run(globals()[sys.argv[1]], argparse.Namespace(debug=False)))
 """
 
 
@@ -79,3 +84,11 @@ def test_a_full_disk_under_the_output_is_one_line(what: str) -> None:
     with open("/dev/full", "wb") as full:
         line = b"error: No space left on device. Check the path, its permissions and the disk.\n"
         assert talk(what, full) == (2, line)
+
+
+def test_a_line_in_a_file_is_there_as_soon_as_it_is_said(tmp_path: Path) -> None:
+    """Before what a run that it starts says, and before a power cut."""
+    log = tmp_path / "log.txt"
+    with log.open("wb") as output:
+        assert talk("child", output) == (0, b"")
+    assert log.read_text().splitlines() == ["run 1 ...", "scores of run 1", "wrote the table"]
