@@ -449,6 +449,22 @@ def test_a_notebooks_backend_that_this_python_lacks_does_not_matter(backend, kep
     assert done.stdout.strip() == (f"module://{backend}" if kept else "agg")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="there every user has a name")
+def test_a_user_without_a_name_can_train():
+    """As in a container that runs under a number; MONAI asks for the name when it is imported."""
+    code = """
+import pwd
+def nobody(number):
+    raise KeyError(f"uid not found: {number}")
+pwd.getpwuid = nobody
+import pgpsam
+import monai.config
+"""
+    nameless = {key: value for key, value in os.environ.items() if key not in ("LOGNAME", "USER", "LNAME", "USERNAME")}
+    done = subprocess.run([sys.executable, "-c", code], env=nameless, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(
     "scores",
     [{"summary": {"organs": []}}, {"summary": {"organs": [{"organ": "liver"}]}, "split": ["a"]}, {"summary": [1]}],

@@ -22,6 +22,7 @@ import pytest
 
 from pgpsam.errors import Cancelled, UserError
 from pgpsam.models import transfer
+from pgpsam.models.store import find_model, model_folders
 from pgpsam.models.weights import BASE_WEIGHTS, BaseWeights, cache_dir, fetch, load_state, locate
 
 CONTENT = random.Random(0).randbytes(300_000)
@@ -207,6 +208,22 @@ def test_cache_dir_is_the_platforms_or_the_chosen_one(
     monkeypatch.setattr(sys, "platform", platform)
     monkeypatch.setenv(variable, value)
     assert cache_dir() == Path(expected)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there a home folder is made of other variables")
+def test_a_user_without_a_home_folder_has_the_models_that_come_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that runs under a number which has no name."""
+    import pwd
+
+    def nobody(number: int) -> None:
+        raise KeyError(number)
+
+    for name in ("HOME", "PGPSAM_CACHE", "PGPSAM_MODELS", "XDG_CACHE_HOME", "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    assert cache_dir().anchor == "/"
+    assert model_folders()[0].anchor == "/"
+    assert find_model("abdomen-ct").is_dir()
 
 
 def test_an_unknown_backbone_is_refused_with_the_known_ones() -> None:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pgpsam.errors import UserError
+from pgpsam.home import home
 from pgpsam.labels import LabelSet
 
 if TYPE_CHECKING:
@@ -245,11 +246,11 @@ def model_folders() -> list[Path]:
 def _user_data_dir() -> Path:
     if sys.platform == "win32":
         local = os.environ.get("LOCALAPPDATA")
-        return Path(local) if local else Path.home() / "AppData" / "Local"
+        return Path(local) if local else home() / "AppData" / "Local"
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Application Support"
+        return home() / "Library" / "Application Support"
     xdg = Path(os.environ.get("XDG_DATA_HOME", ""))
-    return xdg if xdg.is_absolute() else Path.home() / ".local" / "share"
+    return xdg if xdg.is_absolute() else home() / ".local" / "share"
 
 
 def _known_models() -> dict[str, Path]:

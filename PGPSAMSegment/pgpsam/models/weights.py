@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pgpsam.errors import UserError
+from pgpsam.home import home
 from pgpsam.models import intake
 from pgpsam.models.published import BaseWeights, fetch_hint, first_line, megabytes, reinstall_hint
 from pgpsam.models.verify import HashMemory, checked, is_here
@@ -89,11 +90,11 @@ def cache_dir() -> Path:
         return Path(os.path.expanduser(chosen))
     if sys.platform == "win32":
         local = os.environ.get("LOCALAPPDATA")
-        return (Path(local) if local else Path.home() / "AppData" / "Local") / "pgpsam"
+        return (Path(local) if local else home() / "AppData" / "Local") / "pgpsam"
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "pgpsam"
+        return home() / "Library" / "Caches" / "pgpsam"
     xdg = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (xdg if xdg.is_absolute() else Path.home() / ".cache") / "pgpsam"
+    return (xdg if xdg.is_absolute() else home() / ".cache") / "pgpsam"
 
 
 def locate(backbone: str, file: Path | None = None, progress: Progress | None = None, download: bool = False) -> Path:
