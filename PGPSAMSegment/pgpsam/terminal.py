@@ -40,7 +40,9 @@ def run(main: Callable[[argparse.Namespace], None], options: argparse.Namespace)
     """
     keep_freed_memory()
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a name may hold letters that the terminal's encoding lacks; in a file, too,
+        if hasattr(
+            stream, "reconfigure"
+        ):  # a name may hold letters that the terminal's encoding lacks; in a file, too,
             stream.reconfigure(errors="replace", line_buffering=True)  # a line is there as soon as it is said
     try:
         main(options)

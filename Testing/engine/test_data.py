@@ -222,6 +222,11 @@ def test_a_list_as_excel_writes_it(tmp_path):
     path = tmp_path / "list.csv"
     path.write_bytes("case,slice\r\nHüfte,3\r\n".encode("utf-8-sig"))
     assert read_slice_list(path) == {"Hüfte": [3]}
+    for separator in (";", "\t"):  # as in countries whose numbers have a comma, and as "Text (tab delimited)"
+        path.write_bytes(
+            f"case{separator}slice{separator}note\r\nHüfte, links{separator}3{separator}\r\n".encode("utf-8-sig")
+        )
+        assert read_slice_list(path) == {"Hüfte, links": [3]}
     path.write_bytes("case,slice\nHüfte,3\n".encode("latin-1"))
     with pytest.raises(UserError, match=r"list\.csv is not UTF-8 text.*UTF-8"):
         read_slice_list(path)

@@ -265,9 +265,12 @@ def read_slice_list(path: str | Path) -> dict[str, list[int]]:
     chosen: dict[str, list[int]] = {}
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:  # Excel begins it with a byte order mark
-            rows = csv.DictReader(file)
+            head = file.readline()
+            file.seek(0)
+            rows = csv.DictReader(file, delimiter=max(",;\t", key=head.count))  # Excel's is the country's
             if not {"case", "slice"} <= set(rows.fieldnames or ()):
-                raise UserError(f"{path} has the columns {rows.fieldnames}, expected case and slice")
+                hint = "Name two columns case and slice in its first line."
+                raise UserError(f"{path} has the columns {', '.join(rows.fieldnames or ['none'])}", hint)
             for row in rows:
                 try:
                     chosen.setdefault(row["case"], []).append(int(row["slice"]))
@@ -334,7 +337,9 @@ def canonical_index(volume: Volume, source_slice: int) -> int:
     """
     depth = volume.grid.shape[0]
     if not 0 <= source_slice < depth:
-        raise UserError(f"{volume.name} has no slice {source_slice}: it has 0 to {depth - 1}")
+        raise UserError(
+            f"{volume.name} has no slice {source_slice}: it has 0 to {depth - 1}", "Correct the slice list."
+        )
     marker = np.broadcast_to(np.arange(depth)[:, None, None], volume.grid.shape)
     order = volume.grid.to_canonical(marker)[:, 0, 0]
     if len(np.unique(order)) != depth:
