@@ -16,7 +16,7 @@ from pgpsam.errors import UserError
 from pgpsam.labels import LabelSet, canonical_name
 from pgpsam.models.store import SPEC_FILE, ModelSpec, find_model, list_models, load_spec
 from pgpsam.models.weights import BASE_WEIGHTS, fetch
-from pgpsam.terminal import ProgressReporter, add_common, add_looks, number, print_table, run
+from pgpsam.terminal import ProgressReporter, add_common, add_looks, given, given_path, number, print_table, run
 from pgpsam.volume import Volume, output_extension, read_labels, read_labels_on, read_volume, write_array
 
 DEFAULT_MODEL = "abdomen-ct"
@@ -35,30 +35,44 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="segment | cohort | models | info | weights | worker")
 
     command = commands.add_parser("segment", help="segment a CT volume")
-    command.add_argument("input", metavar="IN", help="NIfTI, NRRD or MHA file, or a DICOM folder")
-    command.add_argument("-o", "--out", required=True, metavar="OUT", help="label volume on IN's own grid")
-    command.add_argument("--model", default=DEFAULT_MODEL, help=f"a model's name or folder (default: {DEFAULT_MODEL})")
+    command.add_argument("input", type=given, metavar="IN", help="NIfTI, NRRD or MHA file, or a DICOM folder")
+    command.add_argument("-o", "--out", type=given, required=True, metavar="OUT", help="label volume on IN's own grid")
+    command.add_argument(
+        "--model", type=given, default=DEFAULT_MODEL, help=f"a model's name or folder (default: {DEFAULT_MODEL})"
+    )
     add_organs(command)
-    command.add_argument("--weights", type=Path, metavar="FILE", help="the backbone's base weights, if given by hand")
-    command.add_argument("--prompts", metavar="FILE", help="where the model looked for each organ: a label volume")
-    command.add_argument("--points", metavar="FILE", help="the prompts' peaks: Slicer markups (.mrk.json)")
-    command.add_argument("--confidence", metavar="FILE", help="confidence map, 0..1")
-    command.add_argument("--preview", metavar="FILE", help="overview picture (.png)")
-    command.add_argument("--report", metavar="FILE", help="report page (.html)")
-    command.add_argument("--reference", metavar="FILE", help="labels to compare with (prints Dice)")
-    command.add_argument("--reference-names", metavar="FILE", help='their names as JSON, {"6": "liver", ...}')
+    command.add_argument(
+        "--weights", type=given_path, metavar="FILE", help="the backbone's base weights, if given by hand"
+    )
+    command.add_argument(
+        "--prompts", type=given, metavar="FILE", help="where the model looked for each organ: a label volume"
+    )
+    command.add_argument("--points", type=given, metavar="FILE", help="the prompts' peaks: Slicer markups (.mrk.json)")
+    command.add_argument("--confidence", type=given, metavar="FILE", help="confidence map, 0..1")
+    command.add_argument("--preview", type=given, metavar="FILE", help="overview picture (.png)")
+    command.add_argument("--report", type=given, metavar="FILE", help="report page (.html)")
+    command.add_argument("--reference", type=given, metavar="FILE", help="labels to compare with (prints Dice)")
+    command.add_argument(
+        "--reference-names", type=given, metavar="FILE", help='their names as JSON, {"6": "liver", ...}'
+    )
     add_looks(command)
     add_common(command)
     command.set_defaults(action=segment)
 
     command = commands.add_parser("cohort", help="segment many CT volumes; goes on where it was stopped")
     command.add_argument(
-        "inputs", nargs="+", metavar="IN", help="volume files, such as scans/*.nii.gz, or DICOM folders"
+        "inputs", nargs="+", type=given, metavar="IN", help="volume files, such as scans/*.nii.gz, or DICOM folders"
     )
-    command.add_argument("-o", "--out", type=Path, required=True, metavar="FOLDER", help="for results and organs.csv")
-    command.add_argument("--model", default=DEFAULT_MODEL, help=f"a model's name or folder (default: {DEFAULT_MODEL})")
+    command.add_argument(
+        "-o", "--out", type=given_path, required=True, metavar="FOLDER", help="for results and organs.csv"
+    )
+    command.add_argument(
+        "--model", type=given, default=DEFAULT_MODEL, help=f"a model's name or folder (default: {DEFAULT_MODEL})"
+    )
     add_organs(command)
-    command.add_argument("--weights", type=Path, metavar="FILE", help="the backbone's base weights, if given by hand")
+    command.add_argument(
+        "--weights", type=given_path, metavar="FILE", help="the backbone's base weights, if given by hand"
+    )
     command.add_argument(
         "--format", default=".nii.gz", help="of the labels: .nii.gz, .seg.nrrd, ... (default: .nii.gz)"
     )
@@ -72,19 +86,19 @@ def build_parser() -> argparse.ArgumentParser:
     command.set_defaults(action=models)
 
     command = commands.add_parser("info", help="what a model segments, was trained on and scored")
-    command.add_argument("model")
+    command.add_argument("model", type=given)
     command.add_argument("--debug", action="store_true", help="show a traceback with errors")
     command.set_defaults(action=info)
 
     command = commands.add_parser("worker", help="serve 3D Slicer: JSON lines on standard input and output")
-    command.add_argument("--log", metavar="FILE", help="where the log goes, beside standard error")
+    command.add_argument("--log", type=given, metavar="FILE", help="where the log goes, beside standard error")
     command.add_argument("--debug", action="store_true", help="show a traceback with errors")
     command.set_defaults(action=worker)
 
     weights = commands.add_parser("weights", help="base weights of the backbones").add_subparsers(required=True)
     command = weights.add_parser("fetch", help="download and check a backbone's published weights")
     command.add_argument("backbone", choices=sorted(BASE_WEIGHTS))
-    command.add_argument("--file", type=Path, help="take this file, given by hand, instead of downloading")
+    command.add_argument("--file", type=given_path, help="take this file, given by hand, instead of downloading")
     command.add_argument("--url", help="a mirror")
     add_common(command)
     command.set_defaults(action=fetch_weights)

@@ -8,6 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -131,6 +132,22 @@ class ProgressReporter:
     def each(self, doing: str) -> Callable[[str, Any], None]:
         """What shows the steps of segmenting case after case: called with a case's name and its `segmenter.Step`."""
         return lambda case, step: self(f"{doing} {case}", step.done, step.total, step.eta_seconds)
+
+
+def given(text: str) -> str:
+    """A file, folder or model as the command line names it, for argparse.
+
+    Raises:
+        ArgumentTypeError: it is empty, as of a shell variable that is not set; that would mean the current folder.
+    """
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"'{text}' names no file or folder")
+    return text
+
+
+def given_path(text: str) -> Path:
+    """`given`, as a path."""
+    return Path(given(text))
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:

@@ -6,13 +6,16 @@ import os
 import pty
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
 import pytest
 
+from pgpsam import cli
 from pgpsam.errors import UserError
 from pgpsam.terminal import ProgressReporter
+from pgpsam.training import commands, describing
 
 TALKING = """
 from pgpsam.terminal import ProgressReporter
@@ -92,3 +95,33 @@ def test_a_line_in_a_file_is_there_as_soon_as_it_is_said(tmp_path: Path) -> None
     with log.open("wb") as output:
         assert talk("child", output) == (0, b"")
     assert log.read_text().splitlines() == ["run 1 ...", "scores of run 1", "wrote the table"]
+
+
+PATHS = [
+    (cli.main, ["segment", "EMPTY", "-o", "out.nii.gz"]),
+    (cli.main, ["segment", "ct.nii.gz", "-o", "out.nii.gz", "--report", "EMPTY"]),
+    (cli.main, ["cohort", "ct.nii.gz", "EMPTY", "-o", "out"]),
+    (cli.main, ["cohort", "ct.nii.gz", "-o", "EMPTY"]),
+    (cli.main, ["info", "EMPTY"]),
+    (commands.finetune_main, ["--data", "EMPTY", "--out", "out"]),
+    (commands.finetune_main, ["--data", "data", "--out", "EMPTY", "--overwrite"]),
+    (commands.finetune_main, ["--data", "data", "--out", "out", "--start-from", "EMPTY"]),
+    (commands.refine_main, ["--model", "EMPTY", "--data", "data"]),
+    (commands.evaluate_main, ["--model", "EMPTY", "--data", "data", "--out", "out"]),
+    (commands.ship_main, ["--model", "model", "--out", "EMPTY"]),
+    (commands.ship_main, ["--model", "model", "--out", "out", "--average-with", "EMPTY"]),
+    (commands.ship_main, ["--model", "model", "--out", "out", "--scores-of", "EMPTY"]),
+    (commands.benchmark_main, ["--data", "data", "--out", "out", "--page", "EMPTY"]),
+    (describing.main, ["--vectors", "EMPTY"]),
+]
+
+
+@pytest.mark.parametrize(("command", "words"), PATHS, ids=lambda one: " ".join(one) if isinstance(one, list) else "")
+def test_an_empty_name_is_not_the_folder_one_stands_in(
+    command: Callable[[list[str]], int], words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As of a shell variable that is not set: the DICOM series that happens to lie there would be segmented."""
+    with pytest.raises(SystemExit) as ended:
+        command([word.replace("EMPTY", "") for word in words])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.endswith(": '' names no file or folder\n")

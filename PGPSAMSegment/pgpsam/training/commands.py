@@ -23,7 +23,7 @@ from pgpsam.models.weights import require
 from pgpsam.network.methods import METHODS, default_method
 from pgpsam.pages import check_can_write, write_whole
 from pgpsam.slices import Preparation
-from pgpsam.terminal import ProgressReporter, add_common, add_looks, number, print_table, run
+from pgpsam.terminal import ProgressReporter, add_common, add_looks, given, given_path, number, print_table, run
 from pgpsam.training.benchmark import (
     AMOUNTS,
     COLUMNS,
@@ -57,8 +57,8 @@ LOCK = ".lock"  # in a model folder while a training is at work in it
 def finetune_main(arguments: Sequence[str] | None = None) -> int:
     """`Training/finetune.py`."""
     parser = argparse.ArgumentParser(prog="finetune.py", description="Adapt a method to annotated slices.")
-    parser.add_argument("--data", type=Path, required=True, help="data set: images/ and labels/, or nnU-Net raw")
-    parser.add_argument("--out", type=Path, required=True, help="model folder to write")
+    parser.add_argument("--data", type=given_path, required=True, help="data set: images/ and labels/, or nnU-Net raw")
+    parser.add_argument("--out", type=given_path, required=True, help="model folder to write")
     parser.add_argument(
         "--method",
         choices=sorted(METHODS),
@@ -71,6 +71,7 @@ def finetune_main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--start-from",
+        type=given,
         metavar="MODEL",
         help="a trained model to go on from, of the same organs or others, with its window and channels; the pixel "
         "size is the default's or what --set spacing_mm says; if it knows all organs, gently (see docs/adapt.md)",
@@ -78,6 +79,7 @@ def finetune_main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--teacher",
         nargs="+",
+        type=given,
         action="extend",
         default=[],
         metavar="MODEL",
@@ -268,7 +270,9 @@ def add_slices(parser: argparse.ArgumentParser) -> None:
     """The options that say which slices are trained on; `slices_of` reads them."""
     which = parser.add_argument_group("slices (default: every annotated one)")
     which.add_argument(
-        "--slices", type=Path, help="CSV with the columns case, slice; the first slice along the file's third axis is 0"
+        "--slices",
+        type=given_path,
+        help="CSV with the columns case, slice; the first slice along the file's third axis is 0",
     )
     which.add_argument("--fraction", type=float, help="share of the annotated slices, at random")
     which.add_argument("--shots", type=int, help="number of organ-bearing slices in all, at random")
@@ -296,8 +300,8 @@ def refine_main(arguments: Sequence[str] | None = None) -> int:
         description="Give a trained model a volume refiner: a 3D network that corrects what it says slice by slice. "
         "Stopped and called again, it goes on.",
     )
-    parser.add_argument("--model", type=Path, required=True, help="model folder, which gets the refiner")
-    parser.add_argument("--data", type=Path, required=True, help="the data set that it was trained on")
+    parser.add_argument("--model", type=given_path, required=True, help="model folder, which gets the refiner")
+    parser.add_argument("--data", type=given_path, required=True, help="the data set that it was trained on")
     add_slices(parser)
     parser.add_argument("--folds", type=int, default=FOLDS, help=f"parts of the patients (default: {FOLDS})")
     parser.add_argument(
@@ -363,17 +367,19 @@ def ship_main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="ship.py", description="Copy a trained model to give it away: half the size, with a name and scores."
     )
-    parser.add_argument("--model", required=True, help="a model folder or the name of an installed model")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the copy")
+    parser.add_argument("--model", type=given, required=True, help="a model folder or the name of an installed model")
+    parser.add_argument("--out", type=given_path, required=True, help="folder of the copy")
     parser.add_argument("--name", default="", help="the copy's name (default: the folder's)")
     parser.add_argument("--description", default="", help="a line about it (default: the model's)")
     scored = parser.add_mutually_exclusive_group()
-    scored.add_argument("--data", type=Path, help="score the copy on the cases of this data set that were held out")
     scored.add_argument(
-        "--scores-of", default="", metavar="MODEL", help="show the scores of a model trained alike on fewer patients"
+        "--data", type=given_path, help="score the copy on the cases of this data set that were held out"
+    )
+    scored.add_argument(
+        "--scores-of", type=given, metavar="MODEL", help="show the scores of a model trained alike on fewer patients"
     )
     parser.add_argument(
-        "--average-with", default="", metavar="MODEL", help="the copy's weights are the mean of both models'"
+        "--average-with", type=given, metavar="MODEL", help="the copy's weights are the mean of both models'"
     )
     parser.add_argument(
         "--keep", default="", metavar="REGEX", help="with --average-with: weights whose names begin so are that model's"
@@ -393,8 +399,8 @@ def _ship(options: argparse.Namespace) -> None:
             name=options.name,
             description=options.description,
             data=options.data,
-            twin=options.scores_of,
-            average_with=options.average_with,
+            twin=options.scores_of or "",
+            average_with=options.average_with or "",
             keep=options.keep,
             device=options.device,
             command=options.command,
@@ -411,8 +417,8 @@ def benchmark_main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="benchmark.py", description="Train and score every method alike. What is done stays; what stopped goes on."
     )
-    parser.add_argument("--data", type=Path, required=True, help="data set: images/ and labels/, or nnU-Net raw")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the runs' model folders")
+    parser.add_argument("--data", type=given_path, required=True, help="data set: images/ and labels/, or nnU-Net raw")
+    parser.add_argument("--out", type=given_path, required=True, help="folder for the runs' model folders")
     parser.add_argument("--methods", nargs="+", action="extend", choices=sorted(METHODS), help="default: all")
     parser.add_argument(
         "--amounts",
@@ -431,7 +437,9 @@ def benchmark_main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--backbone", default="", help="of the methods that have one (default: lite_medsam)")
     parser.add_argument("--slices-seen", type=int, default=2400, help="training budget of a run (default: 2400)")
     add_set(parser, "of every run")
-    parser.add_argument("--page", type=Path, help="where the table goes, a plot beside it (default: OUT/benchmark.md)")
+    parser.add_argument(
+        "--page", type=given_path, help="where the table goes, a plot beside it (default: OUT/benchmark.md)"
+    )
     parser.add_argument("--list", action="store_true", help="print the commands of the runs and stop")
     parser.add_argument("--finished", action="store_true", help="train nothing: write the page from what is finished")
     parser.add_argument("--score-again", action="store_true", help="score what was finished before as is done today")
@@ -483,10 +491,10 @@ def _benchmark(options: argparse.Namespace) -> None:
 def evaluate_main(arguments: Sequence[str] | None = None) -> int:
     """`Training/evaluate.py`."""
     parser = argparse.ArgumentParser(prog="evaluate.py", description="Dice, HD95 (mm) and NSD on whole volumes.")
-    parser.add_argument("--model", required=True, help="a model folder or the name of an installed model")
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--model", type=given, required=True, help="a model folder or the name of an installed model")
+    parser.add_argument("--data", type=given_path, required=True)
     parser.add_argument(
-        "--out", type=Path, required=True, help="folder for scores.* and confidence.* (csv, json, html)"
+        "--out", type=given_path, required=True, help="folder for scores.* and confidence.* (csv, json, html)"
     )
     parser.add_argument(
         "--cases", nargs="+", action="extend", metavar="CASE", help="default: the data set's validation cases"

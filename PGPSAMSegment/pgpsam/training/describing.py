@@ -15,7 +15,6 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from torch import Tensor
 
@@ -23,7 +22,7 @@ from pgpsam.errors import UserError
 from pgpsam.labels import canonical_name
 from pgpsam.network.descriptions import DESCRIPTIONS, VECTORS, generic_description, packed, read_descriptions
 from pgpsam.pages import write_whole
-from pgpsam.terminal import run
+from pgpsam.terminal import given_path, run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,8 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="embed_descriptions.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("organs", nargs="*", metavar="NAME[=DESCRIPTION]", help="organs to add or to describe anew")
-    parser.add_argument("--descriptions", type=Path, default=DESCRIPTIONS, help="JSON file of names and texts")
-    parser.add_argument("--vectors", type=Path, default=VECTORS, help="safetensors file to write")
+    parser.add_argument("--descriptions", type=given_path, default=DESCRIPTIONS, help="JSON file of names and texts")
+    parser.add_argument("--vectors", type=given_path, default=VECTORS, help="safetensors file to write")
     parser.add_argument("--debug", action="store_true", help="show a traceback with errors")
     return run(_describe, parser.parse_args(arguments))
 
