@@ -33,6 +33,8 @@ LOCK = ".lock"  # in the results' folder; held by a cohort while it reads and ch
 def name_sources(inputs: Sequence[str | Path]) -> dict[str, Path]:
     """What each volume's results will be called: its file's name without extension, or its folder's.
 
+    A volume that is named twice, as by two patterns, counts once.
+
     Args:
         inputs: paths, and patterns such as scans/*.nii.gz, which not every shell expands.
 
@@ -44,12 +46,12 @@ def name_sources(inputs: Sequence[str | Path]) -> dict[str, Path]:
         if not os.path.exists(path):  # also says so of a name that is too long
             raise UserError(f"no such file or folder: {path}")
         name = volume_name(path)
-        if name in sources:
+        if sources.get(name, path).resolve() != path.resolve():
             raise UserError(
                 f"{sources[name]} and {path} would both be called {name}",
                 "Rename one, or run it by itself with another --out.",
             )
-        sources[name] = path
+        sources.setdefault(name, path)
     return sources
 
 

@@ -4,13 +4,14 @@ import csv
 import json
 import os
 import sys
+from pathlib import Path
 from threading import Thread
 
 import numpy as np
 import pytest
 
 from pgpsam.cli import main
-from pgpsam.cohort import segment_cohort
+from pgpsam.cohort import name_sources, segment_cohort
 from pgpsam.cohort_lists import TABLE, WRITTEN, read_table, read_written
 from pgpsam.errors import UserError
 from pgpsam.labels import LabelSet
@@ -296,3 +297,18 @@ def test_a_pattern_that_the_shell_did_not_expand_stands_for_its_files(run, tmp_p
     assert (code, [line.split(":")[0] for line in said.splitlines() if "organs in" in line]) == (0, ["[1]", "a", "b"])
     assert "[1]: done before" in run(tmp_path / "scans" / "[1].nii.gz")[1]
     assert "no such file or folder" in run(tmp_path / "scans" / "*.mha")[1]
+
+
+def test_a_volume_that_is_named_twice_counts_once(tmp_path, monkeypatch):
+    """As by scans/*.nii.gz and by its own name; a folder with and without a slash at its end."""
+    (tmp_path / "scans" / "series").mkdir(parents=True)
+    for name in ("a", "b"):
+        (tmp_path / "scans" / f"{name}.nii.gz").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    given = ["scans/*.nii.gz", str(tmp_path / "scans" / "a.nii.gz"), "scans/../scans/b.nii.gz"]
+    sources = name_sources([*given, "scans/series", "scans/series/"])
+    files = {"a": "scans/a.nii.gz", "b": "scans/b.nii.gz", "series": "scans/series"}
+    assert sources == {name: Path(file) for name, file in files.items()}
+    (tmp_path / "scans" / "series" / "a.nrrd").write_bytes(b"")
+    with pytest.raises(UserError, match=r"a\.nii\.gz and .*a\.nrrd would both be called a"):
+        name_sources([*given, "scans/series/a.nrrd"])
