@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -286,8 +287,21 @@ def test_a_listed_case_of_which_no_slice_shows_an_organ_is_warned_of(phantoms, c
     with caplog.at_level(logging.WARNING, logger="pgpsam"):
         assert annotated_slices(case, [empty[0], shown[0]], False) == sorted([empty[0], shown[0]])
         assert caplog.messages == []
-        assert annotated_slices(case, empty[:1], False) == empty[:1]
+        assert annotated_slices(case, empty[:1] * 2, False) == empty[:1], "a line that stands twice counts once"
     assert caplog.messages == ["case_0: none of its listed slices shows an organ; the first slice is number 0"]
+
+
+def test_a_case_whose_labels_are_empty_is_warned_of(phantoms, caplog):
+    """As of a segmentation that was exported before anything was drawn; with --fully-annotated it is background."""
+    dataset = read_dataset(phantoms)
+    case = load_case(dataset.cases[0], dataset.labels)
+    empty = replace(case, labels=np.zeros_like(case.labels))
+    with caplog.at_level(logging.WARNING, logger="pgpsam"):
+        assert annotated_slices(case, None, False)
+        assert len(annotated_slices(empty, None, True)) == len(case.labels)
+        assert caplog.messages == []
+        assert annotated_slices(empty, None, False) == []
+    assert caplog.messages == ["case_0: its labels show no organ, so nothing is learned from it"]
 
 
 # -------------------------------------------------------------------------------------------- which files are cases

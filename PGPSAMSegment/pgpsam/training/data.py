@@ -353,17 +353,20 @@ def annotated_slices(case: LoadedCase, listed: Sequence[int] | None, fully_annot
     Args:
         listed: slices along the file's third axis that were annotated (an empty one is then true background), or
             None for every slice that shows an organ. A warning says if none of them shows one: they may be counted
-            from 1, or from the other end.
+            from 1, or from the other end, and labels without a list may have been exported empty.
         fully_annotated: without a list, slices without organs are background too.
     """
     if listed is not None:
-        chosen = sorted(canonical_index(case.volume, i) for i in listed)
+        chosen = sorted({canonical_index(case.volume, i) for i in listed})
         if chosen and not case.labels[chosen].any():
             _log.warning("%s: none of its listed slices shows an organ; the first slice is number 0", case.name)
         return chosen
     if fully_annotated:
         return list(range(len(case.labels)))
-    return np.flatnonzero(case.labels.any((1, 2))).tolist()
+    shown: list[int] = np.flatnonzero(case.labels.any((1, 2))).tolist()
+    if not shown:
+        _log.warning("%s: its labels show no organ, so nothing is learned from it", case.name)
+    return shown
 
 
 @dataclass(frozen=True)
