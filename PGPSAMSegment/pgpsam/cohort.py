@@ -25,7 +25,7 @@ from pgpsam.memory import is_memory_error
 from pgpsam.pages import check_can_write, csv_bytes, write_whole
 from pgpsam.report import OrganRow, organ_table, overview_png
 from pgpsam.segmenter import Segmenter, Step
-from pgpsam.volume import output_extension, read_volume, volume_name, write_array
+from pgpsam.volume import OUTPUTS, read_volume, volume_name, write_array
 
 LOCK = ".lock"  # in the results' folder; held by a cohort while it reads and changes what lies there
 
@@ -101,8 +101,8 @@ def segment_cohort(
         Cancelled: `cancelled` said so; finished volumes stay.
     """
     asked = ", ".join(segmenter.label_set.select(organs).names)
-    if output_extension(f"labels{extension}") != extension:
-        raise UserError(f"'{extension}' is no format of labels", "Use .nii.gz, .nii, .nrrd, .mha or .seg.nrrd.")
+    if extension not in OUTPUTS:
+        raise UserError(f"'{extension}' is no format of labels", f"Use {', '.join(OUTPUTS)}.")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

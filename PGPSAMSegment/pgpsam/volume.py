@@ -41,7 +41,7 @@ GREY_LEVELS = 255.0  # no air and no values beyond: a picture of a window, or la
 MIN_SIDE = 8  # voxels: a smaller slice holds no anatomy to find
 SAME_GRID = 0.01  # voxels: the largest distance between the corners of two grids that count as one
 
-_OUT = (".nii.gz", ".nii", ".nrrd", ".seg.nrrd", ".mha")
+OUTPUTS = (".nii.gz", ".nii", ".nrrd", ".seg.nrrd", ".mha")
 
 
 # --------------------------------------------------------------------------------------------------- geometry
@@ -458,9 +458,9 @@ def output_extension(path: str | os.PathLike[str]) -> str:
         UserError: another extension; the hint lists the known ones.
     """
     lower = Path(path).name.lower()
-    matches = [extension for extension in _OUT if lower.endswith(extension)]
+    matches = [extension for extension in OUTPUTS if lower.endswith(extension)]
     if not matches:
-        raise UserError(f"{path}: results can't be written in that format", f"Use {', '.join(_OUT)}")
+        raise UserError(f"{path}: results can't be written in that format", f"Use {', '.join(OUTPUTS)}")
     return max(matches, key=len)
 
 

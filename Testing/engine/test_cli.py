@@ -274,7 +274,11 @@ def test_a_cohort_refuses_files_that_it_did_not_write_and_formats_that_there_are
     drawn = out / "ct.nii.gz"
     drawn.write_text("drawn by hand", encoding="utf-8")
     words = ["-o", out, "--model", quick_model]
-    for extra, line in (([], "exists and is no result of this cohort"), (["--format", "seg.nrrd"], "is no format")):
+    for extra, line in (
+        ([], "exists and is no result of this cohort"),
+        (["--format", "seg.nrrd"], "error: 'seg.nrrd' is no format of labels. Use .nii.gz, .nii, "),
+        (["--format", "nrrd"], "error: 'nrrd' is no format of labels. Use .nii.gz, .nii, "),
+    ):
         done = pgpsam("cohort", scan, *words, *extra)
         assert (done.returncode, (done.stdout + done.stderr).count(line)) == (2, 1), done.stderr
     assert drawn.read_text(encoding="utf-8") == "drawn by hand"
