@@ -384,6 +384,12 @@ def test_a_state_that_the_disk_refuses_costs_a_training_nothing_but_its_stop(
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no disk that is always full")
+def test_a_disk_that_is_full_before_the_first_step_is_named():
+    with pytest.raises(UserError, match=r"^cannot write /dev/full: No space left on device\. Check the free space$"):
+        Curves(Path("/dev/full"), 0)
+
+
 def test_a_line_that_the_disk_refuses_is_written_with_the_next_one(tmp_path, monkeypatch, caplog):
     curves, refused = Curves(tmp_path / "curves.csv", 0), []
 

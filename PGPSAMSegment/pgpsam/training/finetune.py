@@ -381,13 +381,19 @@ class Curves:
     """The run's losses as a CSV that grows by a line an iteration; a resumed run goes on after its first `kept`.
 
     A disk that refuses a line costs the training nothing: it is written with the next one.
+
+    Raises:
+        UserError: it refuses the first one, before the training.
     """
 
     def __init__(self, path: Path, kept: int) -> None:
         self.path, self.behind = path, False
         rows = path.read_text(encoding="utf-8").splitlines()[1 : kept + 1] if kept and path.exists() else []
         self.lines = ["iteration,loss,mean_loss,lr,seconds", *rows]
-        self._write()
+        try:
+            self._write()
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror or error}", "Check the free space") from error
 
     def add(self, *values: float) -> None:
         self.lines.append(",".join(f"{value:.6g}" for value in values))
