@@ -12,9 +12,6 @@ if _backend and find_spec(_backend) is None:
 
 try:
     getpass.getuser()
-except (
-    KeyError,
-    ImportError,
-    OSError,
-):  # a number without a name, as in a container: MONAI would refuse to be imported
+except (KeyError, ImportError, OSError):
+    # A number without a name, as in a container: MONAI would refuse to be imported.
     os.environ["LOGNAME"] = "nobody"

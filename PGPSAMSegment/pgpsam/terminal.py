@@ -41,10 +41,9 @@ def run(main: Callable[[argparse.Namespace], None], options: argparse.Namespace)
     """
     keep_freed_memory()
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(
-            stream, "reconfigure"
-        ):  # a name may hold letters that the terminal's encoding lacks; in a file, too,
-            stream.reconfigure(errors="replace", line_buffering=True)  # a line is there as soon as it is said
+        if hasattr(stream, "reconfigure"):
+            # A name may hold letters that the encoding lacks; a line is there once it is said, in a file, too.
+            stream.reconfigure(errors="replace", line_buffering=True)
     try:
         main(options)
     except BrokenPipeError:  # the reader has gone, as `head -1` does
