@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -54,8 +56,26 @@ def region_labels(attention: Tensor, present: Tensor, ids: Tensor, frame: Frame)
     return torch.where(strength > 0.05, ids[present][winner], torch.zeros((), dtype=ids.dtype)).to(torch.uint8)
 
 
+def attended_labels(
+    attention: Mapping[int, Tensor], labels: NDArray[np.uint8], label_set: LabelSet, frame: Frame
+) -> NDArray[np.uint8]:
+    """The attended regions of all slices, ids [z, y, x]: in each those of the organs that were found there.
+
+    Args:
+        attention: canonical z -> logits [N, h, w], an organ each in the label set's order.
+        labels: what was found, ids [z, y, x].
+    """
+    y0, y1, x0, x1 = frame.box
+    ids = torch.tensor(label_set.ids)
+    regions = np.zeros_like(labels)
+    for z, one in attention.items():
+        found = torch.from_numpy(np.isin(label_set.ids, labels[z]))
+        regions[z, y0:y1, x0:x1] = region_labels(one, found, ids, frame).numpy()
+    return regions
+
+
 def peak_points(
-    attention: dict[int, Tensor],
+    attention: Mapping[int, Tensor],
     labels: NDArray[np.uint8],
     label_set: LabelSet,
     frame: Frame,

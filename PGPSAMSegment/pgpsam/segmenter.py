@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -28,7 +29,7 @@ from pgpsam.network.lora import merge_lora, put_tensors
 from pgpsam.network.methods import Output, SegmentationNetwork, build_network, make_settings
 from pgpsam.network.volume_refiner import VolumeRefiner, restore_refiner, split_tensors
 from pgpsam.postprocess import clean_up
-from pgpsam.prompts import peak_points, region_labels
+from pgpsam.prompts import attended_labels, peak_points
 from pgpsam.segmentation import Segmentation
 from pgpsam.slices import Frame, Preparation, body_box, body_mask, frame_volume, network_input, on_body, to_box
 from pgpsam.stack import Stack
@@ -38,6 +39,7 @@ BATCH = {"cpu": 2, "cuda": 16, "mps": 4}
 BODY_SHARE = 0.01
 
 T = TypeVar("T")
+Answer = tuple[torch.Tensor, torch.Tensor | None]  # logits, attention: see `Segmenter._answer`
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,31 @@ class View:
 
     preparation: Preparation
     frame: Frame
+
+
+class Drawing:
+    """Label and confidence volumes of a volume, drawn slice by slice; undrawn slices are background for sure.
+
+    Args:
+        frame: the body box that logits are of. label_set: the model's; `wanted`: those of its labels that are drawn.
+
+    Attributes:
+        labels: uint8 [z, y, x]. confidence: float32 [z, y, x], 0..1.
+    """
+
+    def __init__(self, volume: Volume, frame: Frame, label_set: LabelSet, wanted: LabelSet) -> None:
+        self.labels = np.zeros(volume.shape, np.uint8)
+        self.confidence = np.ones(volume.shape, np.float32)
+        self._frame = frame
+        ids = [label.id if label.id in wanted.ids else 0 for label in label_set]
+        self._ids = torch.tensor([0, *ids], dtype=torch.uint8)  # by class index
+
+    def draw(self, z: int, logits: torch.Tensor) -> None:
+        """A slice, from its logits on the body box, [K, h, w]."""
+        y0, y1, x0, x1 = self._frame.box
+        best, winner = to_box(logits[None], self._frame)[0].softmax(0).max(0)
+        self.labels[z, y0:y1, x0:x1] = self._ids[winner.cpu()].numpy()
+        self.confidence[z, y0:y1, x0:x1] = best.cpu().numpy()
 
 
 class Segmenter:
@@ -152,70 +179,32 @@ class Segmenter:
         """
         wanted = self.label_set.select(organs)
         seconds: dict[str, float] = {}
-        started = time.monotonic()
-        views = self._views(volume, looks)
-        frame = views[0].frame
-        depth, height, width = volume.shape
-        labels = np.zeros((depth, height, width), np.uint8)
-        confidence = np.ones((depth, height, width), np.float32)
-        regions = np.zeros((depth, height, width), np.uint8)
-        attention: dict[int, torch.Tensor] = {}
-        lookup = torch.zeros(len(self.label_set) + 1, dtype=torch.uint8)
-        for index, label in enumerate(self.label_set, start=1):
-            lookup[index] = label.id if label.id in wanted.ids else 0
-        ids = torch.tensor(self.label_set.ids)
-        todo = body_slices(volume)
-        seconds["prepare"] = time.monotonic() - started
-
-        started = time.monotonic()
-        y0, y1, x0, x1 = frame.box
-
-        def write(z: int, logits: torch.Tensor) -> None:
-            best, winner = to_box(logits[None], frame)[0].softmax(0).max(0)
-            labels[z, y0:y1, x0:x1] = lookup[winner.cpu()].numpy()
-            confidence[z, y0:y1, x0:x1] = best.cpu().numpy()
-
-        stack = Stack(volume, frame, self.preparation, len(lookup)) if self.make_refiner else None
-        done = 0
-        answers = self.in_batches(todo, lambda batch: self._answer(volume, views, batch), cancelled)
-        for indices, (logits, attended) in answers:
-            for i, z in enumerate(indices):
-                write(z, logits[i])
-                if stack:
-                    stack.add(z, logits[i])
-                if attended is not None:
-                    attention[z] = attended[i, 1:].float().cpu()
-            done += len(indices)
-            if partial:
-                partial(labels, done)
-            if progress:
-                spent = time.monotonic() - started
-                progress(Step("slices", done, len(todo), spent / done * (len(todo) - done)))
-        seconds["slices"] = time.monotonic() - started
-
+        with clocked("prepare", seconds):
+            views = self._views(volume, looks)
+            frame = views[0].frame
+            drawing = Drawing(volume, frame, self.label_set, wanted)
+            todo = body_slices(volume)
+        with clocked("slices", seconds):
+            stack = Stack(volume, frame, self.preparation, len(self.label_set) + 1) if self.make_refiner else None
+            attention: dict[int, torch.Tensor] = {}
+            for indices, (logits, attended), done in self._answers(volume, views, todo, progress, cancelled):
+                for i, z in enumerate(indices):
+                    drawing.draw(z, logits[i])
+                    if stack:
+                        stack.add(z, logits[i])
+                    if attended is not None:
+                        attention[z] = attended[i, 1:].float().cpu()
+                if partial:
+                    partial(drawing.labels, done)
         if stack and todo:
-            started = time.monotonic()
-            if cancelled and cancelled():
-                raise Cancelled("cancelled while segmenting")
-            if progress:
-                progress(Step("refine", 0, 1, 0.0))
-            corrected = stack.correct(self.correction(stack))
-            for z in todo:
-                if cancelled and cancelled():
-                    raise Cancelled("cancelled while segmenting")
-                write(z, corrected(z))
-            if progress:
-                progress(Step("refine", 1, 1, 0.0))
-            seconds["refine"] = time.monotonic() - started
-
-        started = time.monotonic()
-        if clean:
-            labels, confidence = clean_up(labels, confidence, wanted, volume.spacing)
-        for z, one in attention.items():
-            found = np.isin(self.label_set.ids, labels[z])
-            regions[z, y0:y1, x0:x1] = region_labels(one, torch.from_numpy(found), ids, frame).numpy()
-        points = peak_points(attention, labels, self.label_set, frame, volume.spacing[2])
-        seconds["clean up"] = time.monotonic() - started
+            with clocked("refine", seconds):
+                self._refine(stack, drawing, progress, cancelled)
+        with clocked("clean up", seconds):
+            labels, confidence = drawing.labels, drawing.confidence
+            if clean:
+                labels, confidence = clean_up(labels, confidence, wanted, volume.spacing)
+            regions = attended_labels(attention, labels, self.label_set, frame)
+            points = peak_points(attention, labels, self.label_set, frame, volume.spacing[2])
         return Segmentation(labels, confidence, regions, points, seconds, str(self.device), self.name, wanted)
 
     @torch.inference_mode()
@@ -233,15 +222,9 @@ class Segmenter:
         """
         views = self._views(volume, 1)
         stack = Stack(volume, views[0].frame, self.preparation, len(self.label_set) + 1)
-        todo = body_slices(volume)
-        started = time.monotonic()
-        answers = self.in_batches(todo, lambda batch: self._answer(volume, views, batch), cancelled)
-        for indices, (logits, _) in answers:
+        for indices, (logits, _), _ in self._answers(volume, views, body_slices(volume), progress, cancelled):
             for i, z in enumerate(indices):
                 stack.add(z, logits[i])
-            if progress:
-                done, spent = len(stack.logits), time.monotonic() - started
-                progress(Step("slices", done, len(todo), spent / done * (len(todo) - done)))
         return stack
 
     def shares(
@@ -326,9 +309,46 @@ class Segmenter:
         box = body_box(volume)
         return [View(one, frame_volume(volume, one, box)) for one in preparations]
 
-    def _answer(
-        self, volume: Volume, views: Sequence[View], slices: Sequence[int]
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _answers(
+        self,
+        volume: Volume,
+        views: Sequence[View],
+        slices: Sequence[int],
+        progress: Callable[[Step], None] | None,
+        cancelled: Callable[[], bool] | None,
+    ) -> Iterator[tuple[Sequence[int], Answer, int]]:
+        """Batch by batch: its slices, their answer, and how many slices are answered so far.
+
+        Progress is told when the caller has done its part with a batch.
+        """
+        started = time.monotonic()
+        done = 0
+        for batch, answer in self.in_batches(slices, lambda batch: self._answer(volume, views, batch), cancelled):
+            done += len(batch)
+            yield batch, answer, done
+            if progress:
+                spent = time.monotonic() - started
+                progress(Step("slices", done, len(slices), spent / done * (len(slices) - done)))
+
+    def _refine(
+        self,
+        stack: Stack,
+        drawing: Drawing,
+        progress: Callable[[Step], None] | None,
+        cancelled: Callable[[], bool] | None,
+    ) -> None:
+        """Draw the stack's slices anew, as the refiner corrects them."""
+        stop_if(cancelled)
+        if progress:
+            progress(Step("refine", 0, 1, 0.0))
+        corrected = stack.correct(self.correction(stack))
+        for z in stack.logits:
+            stop_if(cancelled)
+            drawing.draw(z, corrected(z))
+        if progress:
+            progress(Step("refine", 1, 1, 0.0))
+
+    def _answer(self, volume: Volume, views: Sequence[View], slices: Sequence[int]) -> Answer:
         """The slices' mean logits [n, K, h, w] on the first view's body box, and the first view's attention."""
         first = self._look(volume, views[0], slices)
         logits = on_body(first.logits, views[0].frame)
@@ -341,6 +361,19 @@ class Segmenter:
         image = network_input(volume, view.frame, view.preparation, indices).to(self.device)
         with autocast(self.device):
             return self.network(image)
+
+
+@contextmanager
+def clocked(stage: str, seconds: dict[str, float]) -> Iterator[None]:
+    """Note how long a stage took."""
+    started = time.monotonic()
+    yield
+    seconds[stage] = time.monotonic() - started
+
+
+def stop_if(cancelled: Callable[[], bool] | None) -> None:
+    if cancelled and cancelled():
+        raise Cancelled("cancelled while segmenting")
 
 
 def body_slices(volume: Volume) -> list[int]:
