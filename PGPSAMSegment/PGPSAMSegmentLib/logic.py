@@ -14,6 +14,7 @@ from slicer.i18n import tr as _
 
 from . import install, runs, scene, segments, suggestions, training
 from .engine import OWN_REPAIR, REPAIR, Engine, Event
+from .heldfolder import HeldFolder, sweep
 from .nodes import SceneError
 from .parameters import DEFAULT_MODEL, DEFAULT_STEPS
 from .session import JobError, Session
@@ -41,7 +42,7 @@ class SegmentLogic:
         self._session = Session(engineFactory or self._installed)
         self._run: runs.Run | None = None
         self._numbers = itertools.count(1)
-        self._scratch: runs.HeldFolder | None = None
+        self._scratch: HeldFolder | None = None
 
     # ------------------------------------------------------------------------------------------------ the engine
 
@@ -170,16 +171,14 @@ class SegmentLogic:
         self._begin(
             request,
             runs.SegmentRun(
+                folder,
+                runs.Callbacks(onProgress, onDone, onError),
                 volumeNode,
                 segmentationNode,
                 organs,
                 label_set,
                 overwrite,
                 self.history,
-                folder,
-                onProgress,
-                onDone,
-                onError,
             ),
         )
 
@@ -244,14 +243,14 @@ class SegmentLogic:
         chosen = training.cases() if cases is None else cases
         segments.check_names(organ for case in chosen for organ in case.organs)
         folder = self._folder()
-        runs.sweep(training.models_folder())
+        sweep(training.models_folder())
         out = training.make_folder(name, self.models)
         request: dict[str, Any] = {"do": "finetune", "name": name, "out": str(out), "device": device}
         if steps:
             request["iterations"] = steps
         if follow:
             request["settings"] = {"start_share": 0.0}
-        run = runs.AdaptRun(out, folder, onProgress, onDone, onError)
+        run = runs.AdaptRun(folder, runs.Callbacks(onProgress, onDone, onError), HeldFolder(out))
         try:
             self._begin(request | training.request(chosen, folder, known), run)
         except BaseException:
@@ -283,7 +282,7 @@ class SegmentLogic:
         folder = self._folder()
         request = {"do": "suggest", "model": model, "device": device, "count": count, "name": volumeNode.GetName()}
         request |= scene.export_volume(volumeNode, folder)
-        self._begin(request, runs.SuggestRun(volumeNode, folder, onProgress, onDone, onError))
+        self._begin(request, runs.SuggestRun(folder, runs.Callbacks(onProgress, onDone, onError), volumeNode))
 
     def cancel(self) -> None:
         """Stops the job that runs; its onError comes within two seconds."""
@@ -324,8 +323,8 @@ class SegmentLogic:
         if self._scratch is None:
             parent = Path(slicer.app.temporaryPath)
             for folder in (parent, training.models_folder()):
-                runs.sweep(folder)
-            self._scratch = runs.HeldFolder(Path(tempfile.mkdtemp(prefix="PGPSAMSegment-", dir=parent)))
+                sweep(folder)
+            self._scratch = HeldFolder(Path(tempfile.mkdtemp(prefix="PGPSAMSegment-", dir=parent)))
         self._scratch.path.mkdir(0o700, parents=True, exist_ok=True)  # the system may have cleaned up meanwhile
         return self._scratch.path
 

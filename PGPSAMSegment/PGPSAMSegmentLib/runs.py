@@ -2,44 +2,45 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from . import scene, suggestions
 from .engine import Event
-from .enginefolder import try_lock
+from .heldfolder import HeldFolder, is_finished
 from .nodes import SceneError
 from .undo import RunHistory
 
-LOCK = ".pgpsam-lock"  # ends the name of the file beside a folder that is in use
 
+@dataclass(frozen=True)
+class Callbacks:
+    """What whoever started a job is told of it; exactly one of `done` and `error` is the end.
 
-class Run:
-    """Hears a job's events and calls back; exactly one of `on_done` and `on_error` is the end.
-
-    Args:
-        folder: of the files exchanged with the engine; it is removed at the end.
-        on_progress: gets each "progress" event.
-        on_done: gets what `finish` returns, and the "done" event.
-        on_error: gets an event {"kind", "message", "hint", ...}; kind is the engine's, or "scene".
+    Attributes:
+        progress: gets each "progress" event.
+        done: gets what `Run.finish` returns, and the "done" event.
+        error: gets an event {"kind", "message", "hint", ...}; kind is the engine's, or "scene".
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        on_progress: Callable[[Event], None] | None,
-        on_done: Callable[[Any, Event], None] | None,
-        on_error: Callable[[Event], None] | None,
-    ) -> None:
-        self.folder = folder
-        self._on_progress = on_progress or (lambda event: None)
-        self._on_done = on_done or (lambda result, event: None)
-        self._on_error = on_error or (lambda event: None)
+    progress: Callable[[Event], None] | None
+    done: Callable[[Any, Event], None] | None
+    error: Callable[[Event], None] | None
+
+
+@dataclass(eq=False)
+class Run:
+    """Hears a job's events and calls back.
+
+    Attributes:
+        folder: of the files exchanged with the engine; it is removed at the end.
+    """
+
+    folder: Path
+    callbacks: Callbacks
 
     @property
     def lost(self) -> bool:
@@ -48,8 +49,8 @@ class Run:
 
     def __call__(self, event: Event) -> None:
         kind = event["event"]
-        if kind == "progress":
-            self._on_progress(event)
+        if kind == "progress" and self.callbacks.progress:
+            self.callbacks.progress(event)
         elif kind == "partial":
             self.partial()
         elif kind == "error":
@@ -83,35 +84,29 @@ class Run:
             self._fail(_error("internal", f"the result could not be used: {type(error).__name__}: {error}", hint))
             return
         self._clear()
-        self._on_done(result, event)
+        if self.callbacks.done:
+            self.callbacks.done(result, event)
 
     def _fail(self, event: Event) -> None:
         self.undo()
         self._clear()
-        self._on_error(event)
+        if self.callbacks.error:
+            self.callbacks.error(event)
 
     def _clear(self) -> None:
         # On Windows a file that is still open stays until the folder above it is removed, at the end of the session.
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+@dataclass(eq=False)
 class VolumeRun(Run):
     """A job on a volume of the scene: without the volume it may as well stop.
 
-    Args:
+    Attributes:
         volume: the input's node.
     """
 
-    def __init__(
-        self,
-        volume: Any,
-        folder: Path,
-        on_progress: Callable[[Event], None] | None,
-        on_done: Callable[[Any, Event], None] | None,
-        on_error: Callable[[Event], None] | None,
-    ) -> None:
-        super().__init__(folder, on_progress, on_done, on_error)
-        self.volume = volume
+    volume: Any
 
     @property
     def lost(self) -> bool:
@@ -127,11 +122,11 @@ class VolumeRun(Run):
         super()._fail(event)
 
 
+@dataclass(eq=False)
 class SegmentRun(VolumeRun):
     """A segmentation: partial results while it runs, then segments, prompts, confidence and figures at once.
 
-    Args:
-        volume: the input's node.
+    Attributes:
         segmentation: the node to write to, or None for a new one.
         organs: names, or None for all of the model's.
         label_set: gives the model's organs as soon as the engine has told them, [] for an unknown model.
@@ -139,22 +134,11 @@ class SegmentRun(VolumeRun):
         history: remembers the run for an undo.
     """
 
-    def __init__(
-        self,
-        volume: Any,
-        segmentation: Any,
-        organs: Sequence[str] | None,
-        label_set: Callable[[], Sequence[dict[str, Any]]],
-        overwrite: bool,
-        history: RunHistory,
-        folder: Path,
-        on_progress: Callable[[Event], None] | None,
-        on_done: Callable[[Any, Event], None] | None,
-        on_error: Callable[[Event], None] | None,
-    ) -> None:
-        super().__init__(volume, folder, on_progress, on_done, on_error)
-        self.segmentation, self.organs = segmentation, organs
-        self.label_set, self.overwrite, self.history = label_set, overwrite, history
+    segmentation: Any
+    organs: Sequence[str] | None
+    label_set: Callable[[], Sequence[dict[str, Any]]]
+    overwrite: bool
+    history: RunHistory
 
     def partial(self) -> None:
         label_set = self.label_set()
@@ -219,84 +203,29 @@ class SuggestRun(VolumeRun):
         return f"the volume '{name}' was removed while its slices were compared", "Select another one, or load it again"
 
 
+@dataclass(eq=False)
 class AdaptRun(Run):
     """A training: its result is a model folder. One that was finished when the cancel came is not cancelled any more.
 
-    Args:
+    Attributes:
         out: the new model's folder, which was made for it and is empty.
     """
 
-    def __init__(
-        self,
-        out: Path,
-        folder: Path,
-        on_progress: Callable[[Event], None] | None,
-        on_done: Callable[[Any, Event], None] | None,
-        on_error: Callable[[Event], None] | None,
-    ) -> None:
-        super().__init__(folder, on_progress, on_done, on_error)
-        self._out = HeldFolder(out)
+    out: HeldFolder
 
     def finish(self, event: Event) -> Any:
-        self._out.let_go()
-        return self._out.path.name
+        self.out.let_go()
+        return self.out.path.name
 
     def undo(self) -> None:
-        self._out.remove()
+        self.out.remove()
 
     def _fail(self, event: Event) -> None:
-        if event["kind"] == "cancelled" and _is_finished(self._out.path):
-            path = self._out.path
+        if event["kind"] == "cancelled" and is_finished(self.out.path):
+            path = self.out.path
             self._end({"event": "done", "folder": str(path), "model": path.name, "score": "", "scores": None})
         else:
             super()._fail(event)
-
-
-class HeldFolder:
-    """A folder in use, which `sweep` leaves alone until this process lets go of it or ends.
-
-    Args:
-        folder: it exists; the lock is a file beside it.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder
-        self._lock = folder.with_name(folder.name + LOCK).open("ab")
-        if not try_lock(self._lock):  # the file system knows no locks, or a sweep has it: without it none touches us
-            self.let_go()
-
-    def let_go(self) -> None:
-        """Leaves the folder to whoever wants it."""
-        self._lock.close()
-        with contextlib.suppress(OSError):
-            Path(self._lock.name).unlink()
-
-    def remove(self) -> None:
-        """Lets go of the folder, which goes as well unless it is a finished model."""
-        _remove_unfinished(self.path)
-        self.let_go()
-
-
-def sweep(parent: Path) -> None:
-    """Removes the folders whose process has ended, most likely in a crash, before it let go; finished models stay."""
-    for path in parent.glob(f"?*{LOCK}"):
-        with contextlib.suppress(OSError):  # it is another user's
-            with path.open("r+b") as lock:
-                # Another one may have swept meanwhile, and have made a folder and a lock of the same name.
-                free = try_lock(lock) and os.path.samestat(os.fstat(lock.fileno()), path.stat())
-                if free:
-                    _remove_unfinished(path.with_name(path.name.removesuffix(LOCK)))
-            if free:
-                path.unlink()
-
-
-def _is_finished(folder: Path) -> bool:
-    return (folder / "model.json").exists()  # a trained state without a model is of no use here
-
-
-def _remove_unfinished(folder: Path) -> None:
-    if not _is_finished(folder):
-        shutil.rmtree(folder, ignore_errors=True)  # what is still open on Windows stays
 
 
 def _error(kind: str, message: str, hint: str) -> Event:

@@ -20,7 +20,7 @@ from listening import is_alive, wait_for_end
 from made_results import add_volume, mask_of, names, paint
 
 from PGPSAMSegment import PGPSAMSegmentLogic
-from PGPSAMSegmentLib import grid, install, nodes, runs, training
+from PGPSAMSegmentLib import grid, heldfolder, install, nodes, training
 from PGPSAMSegmentLib.engine import Engine, EngineBusy
 from PGPSAMSegmentLib.enginefolder import try_lock
 from PGPSAMSegmentLib.nodes import SceneError
@@ -618,16 +618,16 @@ def test_a_model_that_a_crash_left_finished_stays(models, tmp_path):
     standin.add_model(models, "my-liver", [LIVER])
     for name in ("my-liver", "half"):
         (models / name).mkdir(exist_ok=True)
-        (models / (name + runs.LOCK)).touch()
-    (models / runs.LOCK).touch()
-    runs.sweep(models)
-    (models / runs.LOCK).unlink()  # of nobody's folder
+        (models / (name + heldfolder.LOCK)).touch()
+    (models / heldfolder.LOCK).touch()
+    heldfolder.sweep(models)
+    (models / heldfolder.LOCK).unlink()  # of nobody's folder
     assert sorted(path.name for path in models.iterdir()) == ["abdomen-ct", "my-liver"]
 
 
 def test_a_folder_that_was_made_anew_during_a_sweep_stays(tmp_path, monkeypatch):
     """One sweep has opened the lock of a crash when another one clears it away and a new training takes the name."""
-    folder, lock, held = tmp_path / "m", tmp_path / f"m{runs.LOCK}", []
+    folder, lock, held = tmp_path / "m", tmp_path / f"m{heldfolder.LOCK}", []
     folder.mkdir()
     lock.touch()
 
@@ -635,11 +635,11 @@ def test_a_folder_that_was_made_anew_during_a_sweep_stays(tmp_path, monkeypatch)
         if not held:
             held.append(None)
             lock.unlink()
-            held.append(runs.HeldFolder(folder))
+            held.append(heldfolder.HeldFolder(folder))
         return try_lock(file)
 
-    monkeypatch.setattr(runs, "try_lock", late)
-    runs.sweep(tmp_path)
+    monkeypatch.setattr(heldfolder, "try_lock", late)
+    heldfolder.sweep(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m", lock.name]
     held[1].remove()
     assert list(tmp_path.iterdir()) == []
