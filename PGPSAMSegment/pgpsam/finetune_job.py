@@ -21,7 +21,7 @@ from pgpsam.models.store import check_model_name, find_model, load_model, load_s
 
 if TYPE_CHECKING:  # the worker must not wait for torch before it is needed
     from pgpsam.training.data import LoadedCase, Sample
-    from pgpsam.training.finetune import TrainingSettings
+    from pgpsam.training.settings import TrainingSettings
 
 
 def finetune(job: Job, warm: Warm) -> dict[str, Any]:
@@ -29,8 +29,8 @@ def finetune(job: Job, warm: Warm) -> dict[str, Any]:
     from pgpsam.network.methods import make_settings
     from pgpsam.training.card import copy_pictures, model_card, pictures_of, shows_earlier_scores
     from pgpsam.training.choice import SliceChoice
+    from pgpsam.training.course import Progress
     from pgpsam.training.data import read_dataset
-    from pgpsam.training.finetune import Progress
     from pgpsam.training.finetune import finetune as train
     from pgpsam.training.run import train_on_dataset
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from pgpsam.training.choice import SliceChoice, choose_slices
 from pgpsam.training.data import Case, Dataset, Sample
-from pgpsam.training.finetune import TrainingSettings
 from pgpsam.training.run import prepare_samples
+from pgpsam.training.settings import TrainingSettings
 
 
 def choose_samples(

@@ -7,7 +7,7 @@ import pytest
 from choosing import choose_samples
 from pgpsam.training.choice import SliceChoice
 from pgpsam.training.data import read_dataset
-from pgpsam.training.finetune import TrainingSettings
+from pgpsam.training.settings import TrainingSettings
 from pgpsam.volume import write_array
 from phantoms import make_phantom
 

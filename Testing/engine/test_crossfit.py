@@ -15,11 +15,13 @@ from pgpsam.network.volume_refiner import PREFIX
 from pgpsam.segmenter import Segmenter
 from pgpsam.training.choice import SliceChoice
 from pgpsam.training.commands import refine_main
+from pgpsam.training.course import Progress
 from pgpsam.training.crossfit import REFINING, fold_settings, folds_of, refine
 from pgpsam.training.data import read_dataset
-from pgpsam.training.finetune import Progress, TrainingSettings, finetune
+from pgpsam.training.finetune import finetune
 from pgpsam.training.refining import RefinerSettings
 from pgpsam.training.run import train_on_dataset
+from pgpsam.training.settings import TrainingSettings
 from phantoms import make_phantom
 
 QUICK = RefinerSettings(iterations=2, planes=16, canvas=(48, 64))

@@ -19,8 +19,10 @@ from pgpsam.errors import Cancelled
 from pgpsam.models.store import load_spec
 from pgpsam.segmenter import Segmenter
 from pgpsam.training.choice import SliceChoice
+from pgpsam.training.curves import CURVES
 from pgpsam.training.data import read_dataset
-from pgpsam.training.finetune import CHECKPOINT, CURVES, finetune
+from pgpsam.training.finetune import finetune
+from pgpsam.training.resuming import CHECKPOINT
 from phantoms import make_phantom
 
 

@@ -20,10 +20,11 @@ from pgpsam.training.choice import SliceChoice, choose_slices
 from pgpsam.training.commands import finetune_main, ship_main
 from pgpsam.training.crossfit import REFINING, refine
 from pgpsam.training.data import Dataset, read_dataset
-from pgpsam.training.finetune import TrainingSettings, finetune
+from pgpsam.training.finetune import finetune
 from pgpsam.training.origins import trained_cases, trained_commands
 from pgpsam.training.refining import Answers, RefinerSettings, train_refiner
 from pgpsam.training.run import split_cases, train_on_dataset
+from pgpsam.training.settings import TrainingSettings
 from pgpsam.training.shipping import ship
 from pgpsam.training.staged import train_in_stages
 from pgpsam.volume import write_array

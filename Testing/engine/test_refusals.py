@@ -13,8 +13,7 @@ import torch
 
 from pgpsam.labels import LabelSet
 from pgpsam.models.store import load_spec
-from pgpsam.training import benchmark
-from pgpsam.training import finetune as finetuning
+from pgpsam.training import benchmark, course
 from pgpsam.training.commands import LOCK, alone_in, benchmark_main, evaluate_main, finetune_main, refine_main
 from pgpsam.training.data import read_dataset
 
@@ -127,16 +126,16 @@ def test_ctrl_c_saves_the_state_and_the_same_call_does_not_overwrite_it(
     phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps = 0
-    update = finetuning.Average.update
+    update = course.Average.update
 
-    def counted(self: finetuning.Average, tensors: dict[str, torch.Tensor]) -> None:
+    def counted(self: course.Average, tensors: dict[str, torch.Tensor]) -> None:
         nonlocal steps
         steps += 1
         update(self, tensors)
         if steps == 4:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(finetuning.Average, "update", counted)
+    monkeypatch.setattr(course.Average, "update", counted)
     words = ["--data", str(phantoms), "--out", str(tmp_path / "m"), "--hold-out", *QUICK, "--iterations", "6", *SMALL]
     assert finetune_main(words) == 130
     assert "--resume continues" in capsys.readouterr().err

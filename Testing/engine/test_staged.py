@@ -14,10 +14,11 @@ from pgpsam.errors import Cancelled, UserError
 from pgpsam.models.store import load_spec
 from pgpsam.training.choice import SliceChoice
 from pgpsam.training.commands import finetune_main
+from pgpsam.training.course import Progress
 from pgpsam.training.data import load_case, read_dataset
-from pgpsam.training.finetune import Progress, TrainingSettings
 from pgpsam.training.recipes import recipe
 from pgpsam.training.refining import RefinerSettings
+from pgpsam.training.settings import TrainingSettings
 from pgpsam.training.staged import ITERATIONS, STAGES, stages, train_in_stages
 from pgpsam.volume import write_array
 

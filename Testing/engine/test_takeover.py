@@ -16,7 +16,8 @@ from pgpsam.models.weights import load_state, locate
 from pgpsam.network.lora import trained_tensors
 from pgpsam.training.choice import SliceChoice
 from pgpsam.training.data import read_dataset
-from pgpsam.training.finetune import TrainingSettings, finetune
+from pgpsam.training.finetune import finetune
+from pgpsam.training.settings import TrainingSettings
 from pgpsam.training.takeover import put_shared, rows_per_organ
 from small_networks import build, nudge, quickest
 

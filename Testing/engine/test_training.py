@@ -29,10 +29,13 @@ from pgpsam.training.batches import Order
 from pgpsam.training.card import copy_pictures, model_card
 from pgpsam.training.choice import SliceChoice
 from pgpsam.training.commands import evaluate_main, finetune_main, settings_of
+from pgpsam.training.course import learning_rate
+from pgpsam.training.curves import Curves
 from pgpsam.training.data import IGNORED, annotated_slices, load_case, read_dataset, read_slice_list
-from pgpsam.training.finetune import Curves, TrainingSettings, finetune, learning_rate, make_optimizer, run_key
+from pgpsam.training.finetune import finetune, make_optimizer
 from pgpsam.training.losses import class_weights, distillation_loss, segmentation_loss, total_loss
 from pgpsam.training.recipes import going_on, recipe, usual_iterations
+from pgpsam.training.resuming import run_key
 from pgpsam.training.run import evaluate, finish, split_cases, train_on_dataset, unlabelled_between
 from pgpsam.training.selftraining import CONFIDENT_NOTHING, CONFIDENT_ORGAN, Teacher, guessed_samples, load_teacher
 from pgpsam.volume import Volume
@@ -181,8 +184,7 @@ def test_guessed_slices_come_in_their_share(phantoms, quick_settings):
 
 
 def test_learning_rate_warms_up_and_falls_to_almost_nothing():
-    settings = TrainingSettings(iterations=100, warmup=10)
-    rates = [learning_rate(i, settings) for i in range(100)]
+    rates = [learning_rate(i, 100, 10) for i in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert rates[9] == pytest.approx(1.0)
     assert rates[55] == pytest.approx(0.5, abs=0.01)

@@ -26,10 +26,11 @@ from pgpsam.pages import png
 from pgpsam.segmenter import Step
 from pgpsam.slices import Preparation
 from pgpsam.training.data import Dataset
-from pgpsam.training.finetune import CHECKPOINT, TrainingSettings, describe
 from pgpsam.training.overrides import parse_settings
 from pgpsam.training.recipes import recipe
+from pgpsam.training.resuming import CHECKPOINT
 from pgpsam.training.run import LABELS_CHECKSUM, finish
+from pgpsam.training.settings import TrainingSettings, describe
 
 ELSEWHERE = "Move it away, or give another --out."
 SCORE_AGAIN = "Score both alike with --score-again."

@@ -40,14 +40,16 @@ from pgpsam.training.benchmark import (
 )
 from pgpsam.training.benchmark import arguments as run_arguments
 from pgpsam.training.choice import SliceChoice
+from pgpsam.training.course import Progress
 from pgpsam.training.crossfit import FOLDS, fold_settings, refine
 from pgpsam.training.data import Dataset, read_dataset
-from pgpsam.training.finetune import CHECKPOINT, Progress, TrainingSettings
 from pgpsam.training.origins import check_apart
 from pgpsam.training.overrides import apply, checked, parse_settings
 from pgpsam.training.recipes import fitted, going_on, recipe, usual_iterations
 from pgpsam.training.refining import RefinerSettings
+from pgpsam.training.resuming import CHECKPOINT
 from pgpsam.training.run import evaluate, train_on_dataset
+from pgpsam.training.settings import TrainingSettings
 from pgpsam.training.shipping import ship
 from pgpsam.training.staged import ITERATIONS, train_in_stages
 

@@ -29,11 +29,12 @@ from pgpsam.segmenter import Segmenter, Step
 from pgpsam.slices import Preparation, frame_volume, scale_labels
 from pgpsam.training.card import model_card, pictures_of
 from pgpsam.training.choice import ChosenSlices, SliceChoice, checksum, choose_slices
+from pgpsam.training.course import Progress
 from pgpsam.training.data import IGNORED, Dataset, load_case
-from pgpsam.training.finetune import CHECKPOINT, Progress, TrainingSettings
 from pgpsam.training.origins import trained_cases
 from pgpsam.training.recipes import coarse_stage, recipe
 from pgpsam.training.refining import Answers, RefinerSettings, gain, train_refiner
+from pgpsam.training.resuming import CHECKPOINT
 from pgpsam.training.run import (
     LABELS_CHECKSUM,
     check_same_run,
@@ -43,6 +44,7 @@ from pgpsam.training.run import (
     split_cases,
     train_on_dataset,
 )
+from pgpsam.training.settings import TrainingSettings
 
 REFINING = "refining"  # the folder, in the model's own
 FOLDS = 3

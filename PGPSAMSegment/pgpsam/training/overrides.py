@@ -12,7 +12,7 @@ from pgpsam.errors import UserError
 from pgpsam.network.methods import make_settings
 from pgpsam.slices import Preparation
 from pgpsam.training.augment import Augmentation
-from pgpsam.training.finetune import TrainingSettings
+from pgpsam.training.settings import TrainingSettings
 
 
 def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:

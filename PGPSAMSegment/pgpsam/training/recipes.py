@@ -12,7 +12,7 @@ from pgpsam.labels import canonical_name
 from pgpsam.models.weights import FROM_SCRATCH
 from pgpsam.network.backbones import canvas_multiple
 from pgpsam.training.augment import Augmentation
-from pgpsam.training.finetune import TrainingSettings
+from pgpsam.training.settings import TrainingSettings
 
 GPU_ITERATIONS = 1700
 LONG = 1000  # iterations from which a run is a long one

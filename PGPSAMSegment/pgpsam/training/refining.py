@@ -24,9 +24,10 @@ from pgpsam.device import autocast
 from pgpsam.errors import Cancelled, UserError
 from pgpsam.network.volume_refiner import VolumeRefiner, log_shares
 from pgpsam.stack import GRID_MM, slice_weights, tent_weights, to_planes, view
+from pgpsam.training.course import Average, Progress, learning_rate
 from pgpsam.training.data import IGNORED
-from pgpsam.training.finetune import CHECKPOINT_SECONDS, Average, Progress, read_state, write_state
 from pgpsam.training.losses import class_weights, segmentation_loss
+from pgpsam.training.resuming import CHECKPOINT_SECONDS, read_state, write_state
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,7 +227,7 @@ def train_refiner(
     refiner.train()
     for iteration in range(first, settings.iterations):
         for group in optimizer.param_groups:
-            group["lr"] = settings.lr * _rate(iteration, settings)
+            group["lr"] = settings.lr * learning_rate(iteration, settings.iterations, settings.warmup)
         part = parts[iteration]
         with autocast(device):
             change = refiner(part.seen.transpose(0, 1)[None].to(device))[0]
@@ -292,14 +293,6 @@ def gain(refiner: VolumeRefiner, answers: Sequence[Answers], device: torch.devic
 
 def _dice(found: Tensor, truth: Tensor) -> float:
     return 2 * float((found & truth).sum()) / float(found.sum() + truth.sum())
-
-
-def _rate(iteration: int, settings: RefinerSettings) -> float:
-    """Factor on the peak rate: linear warm-up, then a cosine to almost nothing."""
-    if iteration < settings.warmup:
-        return (iteration + 1) / settings.warmup
-    done = (iteration - settings.warmup) / max(1, settings.iterations - settings.warmup)
-    return max(1e-3, 0.5 * (1 + math.cos(math.pi * done)))
 
 
 def _restore(

@@ -38,6 +38,8 @@ from pgpsam.training.calibration import (
 )
 from pgpsam.training.card import VALIDATION, copy_pictures, model_card, pictures_of, shows_earlier_scores
 from pgpsam.training.choice import ChosenSlices, SliceChoice, checksum, choose_slices
+from pgpsam.training.course import Progress
+from pgpsam.training.curves import CURVES
 from pgpsam.training.data import (
     Case,
     Dataset,
@@ -48,11 +50,13 @@ from pgpsam.training.data import (
     read_dataset,
 )
 from pgpsam.training.failures import FAILURES, Failure, failures, worst_of_each_organ, write_failures
-from pgpsam.training.finetune import CHECKPOINT, CURVES, Progress, TrainingSettings, describe, finetune
+from pgpsam.training.finetune import finetune
 from pgpsam.training.metrics import OrganScore, organ_scores, write_scores
 from pgpsam.training.origins import trained_cases, trained_commands
 from pgpsam.training.picture import write_summary
+from pgpsam.training.resuming import CHECKPOINT
 from pgpsam.training.selftraining import Teacher, guessed_samples, load_teacher
+from pgpsam.training.settings import TrainingSettings, describe
 
 SUMMARY = "summary.png"
 LABELS_CHECKSUM = "labels_crc32"  # model.json's word for `choice.checksum`, and for `CaseScores.labels`

@@ -22,8 +22,8 @@ from pgpsam.models.compact import compact
 from pgpsam.models.store import ModelSpec, find_model, load_model, load_spec, save_model
 from pgpsam.segmenter import Step
 from pgpsam.training.card import VALIDATION, copy_pictures, model_card, pictures_of, shows_earlier_scores
+from pgpsam.training.curves import CURVES
 from pgpsam.training.data import Case, read_dataset
-from pgpsam.training.finetune import CURVES
 from pgpsam.training.origins import check_apart, trained_cases, trained_commands
 from pgpsam.training.run import SUMMARY, finish, remove_scores
 

@@ -19,12 +19,14 @@ from typing import Any
 from pgpsam.errors import UserError
 from pgpsam.models.store import load_spec
 from pgpsam.training.choice import SliceChoice, choose_slices
+from pgpsam.training.course import Progress
 from pgpsam.training.crossfit import FOLDS, add_refiner
 from pgpsam.training.data import Dataset
-from pgpsam.training.finetune import CHECKPOINT, Progress, TrainingSettings
 from pgpsam.training.recipes import coarse_stage
 from pgpsam.training.refining import RefinerSettings
+from pgpsam.training.resuming import CHECKPOINT
 from pgpsam.training.run import check_same_run, is_same_run, is_trained, split_cases, train_on_dataset
+from pgpsam.training.settings import TrainingSettings
 
 STAGES = "stages"  # the folder, in the model's own, of the first two; it goes when the model is finished
 ITERATIONS = 1300

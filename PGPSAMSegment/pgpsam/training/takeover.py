@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,9 +21,7 @@ from pgpsam.network.lora import put_tensors, trained_tensors
 from pgpsam.network.methods import SegmentationNetwork, build_network, make_settings
 from pgpsam.network.volume_refiner import named_in_file, split_tensors
 from pgpsam.training.origins import trained_cases, trained_commands
-
-if TYPE_CHECKING:
-    from pgpsam.training.finetune import TrainingSettings
+from pgpsam.training.settings import TrainingSettings
 
 COMPARED = "prototypes."  # what PGP-SAM and PG-SAM call the part that compares the organs
 
