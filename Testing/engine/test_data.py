@@ -12,8 +12,9 @@ import SimpleITK as sitk
 
 from pgpsam.errors import UserError
 from pgpsam.labels import LabelSet, canonical_name
+from pgpsam.segmenter import Segmenter
 from pgpsam.training.data import annotated_slices, load_case, read_dataset, read_slice_list
-from pgpsam.training.run import Segmenter, evaluate
+from pgpsam.training.scoring import evaluate
 from pgpsam.volume import write_array
 from phantoms import make_phantom
 
@@ -165,7 +166,7 @@ class Oracle:
 @pytest.fixture
 def score(monkeypatch, tmp_path):
     """Scores an oracle as `evaluate` scores a model folder."""
-    monkeypatch.setattr("pgpsam.training.run.check_unseen", lambda *_: None)
+    monkeypatch.setattr("pgpsam.training.scoring.check_unseen", lambda *_: None)
 
     def scored(model: Oracle, data: Path):
         monkeypatch.setattr(Segmenter, "load", lambda *_: model)

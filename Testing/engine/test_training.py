@@ -36,7 +36,8 @@ from pgpsam.training.finetune import finetune, make_optimizer
 from pgpsam.training.losses import class_weights, distillation_loss, segmentation_loss, total_loss
 from pgpsam.training.recipes import going_on, recipe, usual_iterations
 from pgpsam.training.resuming import run_key
-from pgpsam.training.run import evaluate, finish, split_cases, train_on_dataset, unlabelled_between
+from pgpsam.training.run import finish, split_cases, train_on_dataset
+from pgpsam.training.scoring import evaluate, unlabelled_between
 from pgpsam.training.selftraining import CONFIDENT_NOTHING, CONFIDENT_ORGAN, Teacher, guessed_samples, load_teacher
 from pgpsam.volume import Volume
 

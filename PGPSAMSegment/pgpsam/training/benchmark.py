@@ -25,11 +25,12 @@ from pgpsam.network.methods import make_settings
 from pgpsam.pages import png
 from pgpsam.segmenter import Step
 from pgpsam.slices import Preparation
+from pgpsam.training.choice import LABELS_CHECKSUM
 from pgpsam.training.data import Dataset
 from pgpsam.training.overrides import parse_settings
 from pgpsam.training.recipes import recipe
 from pgpsam.training.resuming import CHECKPOINT
-from pgpsam.training.run import LABELS_CHECKSUM, finish
+from pgpsam.training.run import finish
 from pgpsam.training.settings import TrainingSettings, describe
 
 ELSEWHERE = "Move it away, or give another --out."

@@ -24,6 +24,8 @@ from pgpsam.training.data import (
     slice_list_sha256,
 )
 
+LABELS_CHECKSUM = "labels_crc32"  # model.json's word for `checksum`, and for `scoring.CaseScores.labels`
+
 
 @dataclass(frozen=True)
 class SliceChoice:

@@ -48,7 +48,8 @@ from pgpsam.training.overrides import apply, checked, parse_settings
 from pgpsam.training.recipes import fitted, going_on, recipe, usual_iterations
 from pgpsam.training.refining import RefinerSettings
 from pgpsam.training.resuming import CHECKPOINT
-from pgpsam.training.run import evaluate, train_on_dataset
+from pgpsam.training.run import train_on_dataset
+from pgpsam.training.scoring import evaluate
 from pgpsam.training.settings import TrainingSettings
 from pgpsam.training.shipping import ship
 from pgpsam.training.staged import ITERATIONS, train_in_stages

@@ -28,22 +28,14 @@ from pgpsam.network.volume_refiner import named_in_file, refiner_tensors, split_
 from pgpsam.segmenter import Segmenter, Step
 from pgpsam.slices import Preparation, frame_volume, scale_labels
 from pgpsam.training.card import model_card, pictures_of
-from pgpsam.training.choice import ChosenSlices, SliceChoice, checksum, choose_slices
+from pgpsam.training.choice import LABELS_CHECKSUM, ChosenSlices, SliceChoice, checksum, choose_slices
 from pgpsam.training.course import Progress
 from pgpsam.training.data import IGNORED, Dataset, load_case
-from pgpsam.training.origins import trained_cases
+from pgpsam.training.origins import check_unseen, trained_cases
 from pgpsam.training.recipes import coarse_stage, recipe
 from pgpsam.training.refining import Answers, RefinerSettings, gain, train_refiner
 from pgpsam.training.resuming import CHECKPOINT
-from pgpsam.training.run import (
-    LABELS_CHECKSUM,
-    check_same_run,
-    check_unseen,
-    finish,
-    is_trained,
-    split_cases,
-    train_on_dataset,
-)
+from pgpsam.training.run import check_same_run, finish, is_trained, split_cases, train_on_dataset
 from pgpsam.training.settings import TrainingSettings
 
 REFINING = "refining"  # the folder, in the model's own

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pgpsam.errors import UserError
-from pgpsam.models.store import ModelSpec, find_model
+from pgpsam.models.store import ModelSpec, find_model, load_spec
+from pgpsam.training.data import Case
 
 
 def check_apart(out: Path, *origins: str | None) -> None:
@@ -24,6 +25,18 @@ def check_apart(out: Path, *origins: str | None) -> None:
             raise UserError(f"{out} is a model that the new one is made from", "Name another folder with --out.")
 
 
+def check_unseen(model: str, cases: Sequence[Case], hint: str) -> None:
+    """Refuse to score a model, or one that learns from it, on cases that it has learned from.
+
+    Raises:
+        UserError: no such model, or it was trained on one of the cases.
+    """
+    if seen := {case.name for case in cases} & set(trained_cases(load_spec(find_model(model)))):
+        raise UserError(
+            f"model {model} was trained on {', '.join(sorted(seen))}: a score there would say nothing", hint
+        )
+
+
 def trained_cases(spec: ModelSpec) -> list[str]:
     """Every case that a model has learned from: in this run, or through the models that it was made from."""
     return sorted({case for origin in (spec.training, *_origins(spec)) for case in origin.get("cases", ())})
@@ -34,6 +47,15 @@ def trained_commands(spec: ModelSpec) -> list[str]:
     earlier = [command for origin in _origins(spec) for command in origin.get("commands", [])]
     own = (spec.training.get("command"), spec.refiner.get("command"), spec.training.get("ship_command"))
     return list(dict.fromkeys([*earlier, *filter(None, own)]))
+
+
+def as_origin(*specs: ModelSpec) -> dict[str, Any]:
+    """What a model's model.json says of the models that it was made from: their names, cases and commands."""
+    return {
+        "name": ", ".join(spec.name for spec in specs),
+        "cases": sorted({case for spec in specs for case in trained_cases(spec)}),
+        "commands": [command for spec in specs for command in trained_commands(spec)],
+    }
 
 
 def _origins(spec: ModelSpec) -> list[Mapping[str, Any]]:

@@ -24,8 +24,9 @@ from pgpsam.segmenter import Step
 from pgpsam.training.card import VALIDATION, copy_pictures, model_card, pictures_of, shows_earlier_scores
 from pgpsam.training.curves import CURVES
 from pgpsam.training.data import Case, read_dataset
-from pgpsam.training.origins import check_apart, trained_cases, trained_commands
-from pgpsam.training.run import SUMMARY, finish, remove_scores
+from pgpsam.training.origins import as_origin, check_apart, trained_cases
+from pgpsam.training.run import SUMMARY, finish
+from pgpsam.training.scoring import remove_scores
 
 
 def ship(
@@ -83,8 +84,7 @@ def ship(
         if seen := sorted({*spec.training.get("held_out", ())} & {*trained_cases(other)}):
             raise UserError(f"{average_with} was trained on {', '.join(seen)}, which {model} holds out for scores")
         tensors = average(tensors, others, keep)
-        told = {"name": other.name, "cases": trained_cases(other), "commands": trained_commands(other)}
-        spec = replace(spec, training={**spec.training, "averaged_with": told})
+        spec = replace(spec, training={**spec.training, "averaged_with": as_origin(other)})
     elif keep:
         raise UserError("--keep says what stays of another model", "Name it with --average-with.")
     if twin:

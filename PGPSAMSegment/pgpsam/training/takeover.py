@@ -20,7 +20,7 @@ from pgpsam.models.store import find_model, load_model
 from pgpsam.network.lora import put_tensors, trained_tensors
 from pgpsam.network.methods import SegmentationNetwork, build_network, make_settings
 from pgpsam.network.volume_refiner import named_in_file, split_tensors
-from pgpsam.training.origins import trained_cases, trained_commands
+from pgpsam.training.origins import as_origin
 from pgpsam.training.settings import TrainingSettings
 
 COMPARED = "prototypes."  # what PGP-SAM and PG-SAM call the part that compares the organs
@@ -59,7 +59,7 @@ def take_over(network: SegmentationNetwork, settings: TrainingSettings, label_se
         if theirs != own:
             raise UserError(f"cannot start from {settings.start_from}: its {what} is {theirs}, not {own}")
     tensors, refining = split_tensors(tensors)
-    told = {"name": spec.name, "cases": trained_cases(spec), "commands": trained_commands(spec)}
+    told = as_origin(spec)
     before, now = ([canonical_name(name) for name in labels.names] for labels in (spec.labels, label_set))
     if before != now:
         return Start(told, whole=put_shared(network, tensors, before, now, settings))
