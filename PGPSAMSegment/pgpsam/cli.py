@@ -16,7 +16,17 @@ from pgpsam.errors import UserError
 from pgpsam.labels import LabelSet, canonical_name
 from pgpsam.models.store import SPEC_FILE, ModelSpec, find_model, list_models, load_spec
 from pgpsam.models.weights import BASE_WEIGHTS, fetch
-from pgpsam.terminal import ProgressReporter, add_common, add_looks, given, given_path, number, print_table, run
+from pgpsam.terminal import (
+    ProgressReporter,
+    add_common,
+    add_debug,
+    add_looks,
+    given,
+    given_path,
+    number,
+    print_table,
+    run,
+)
 from pgpsam.volume import Volume, output_extension, read_labels, read_labels_on, read_volume, write_array
 
 DEFAULT_MODEL = "abdomen-ct"
@@ -37,13 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     command = commands.add_parser("segment", help="segment a CT volume")
     command.add_argument("input", type=given, metavar="IN", help="NIfTI, NRRD or MHA file, or a DICOM folder")
     command.add_argument("-o", "--out", type=given, required=True, metavar="OUT", help="label volume on IN's own grid")
-    command.add_argument(
-        "--model", type=given, default=DEFAULT_MODEL, help=f"a model's name or folder (default: {DEFAULT_MODEL})"
-    )
-    add_organs(command)
-    command.add_argument(
-        "--weights", type=given_path, metavar="FILE", help="the backbone's base weights, if given by hand"
-    )
+    add_model(command)
     command.add_argument(
         "--prompts", type=given, metavar="FILE", help="where the model looked for each organ: a label volume"
     )
@@ -66,13 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument(
         "-o", "--out", type=given_path, required=True, metavar="FOLDER", help="for results and organs.csv"
     )
-    command.add_argument(
-        "--model", type=given, default=DEFAULT_MODEL, help=f"a model's name or folder (default: {DEFAULT_MODEL})"
-    )
-    add_organs(command)
-    command.add_argument(
-        "--weights", type=given_path, metavar="FILE", help="the backbone's base weights, if given by hand"
-    )
+    add_model(command)
     command.add_argument(
         "--format", default=".nii.gz", help="of the labels: .nii.gz, .seg.nrrd, ... (default: .nii.gz)"
     )
@@ -82,17 +80,17 @@ def build_parser() -> argparse.ArgumentParser:
     command.set_defaults(action=cohort)
 
     command = commands.add_parser("models", help="list the installed models")
-    command.add_argument("--debug", action="store_true", help="show a traceback with errors")
+    add_debug(command)
     command.set_defaults(action=models)
 
     command = commands.add_parser("info", help="what a model segments, was trained on and scored")
     command.add_argument("model", type=given)
-    command.add_argument("--debug", action="store_true", help="show a traceback with errors")
+    add_debug(command)
     command.set_defaults(action=info)
 
     command = commands.add_parser("worker", help="serve 3D Slicer: JSON lines on standard input and output")
     command.add_argument("--log", type=given, metavar="FILE", help="where the log goes, beside standard error")
-    command.add_argument("--debug", action="store_true", help="show a traceback with errors")
+    add_debug(command)
     command.set_defaults(action=worker)
 
     weights = commands.add_parser("weights", help="base weights of the backbones").add_subparsers(required=True)
@@ -105,10 +103,16 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def add_organs(parser: argparse.ArgumentParser) -> None:
-    """--organs, which may be given several times; `organ_names` reads it."""
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """--model, --weights and --organs, which may be given several times; `organ_names` reads it."""
+    parser.add_argument(
+        "--model", type=given, default=DEFAULT_MODEL, help=f"a model's name or folder (default: {DEFAULT_MODEL})"
+    )
     parser.add_argument(
         "--organs", action="append", metavar="NAMES", help="comma-separated (default: all that the model knows)"
+    )
+    parser.add_argument(
+        "--weights", type=given_path, metavar="FILE", help="the backbone's base weights, if given by hand"
     )
 
 

@@ -154,6 +154,11 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cuda, cuda:1, mps or cpu (default: auto)")
     kinds = ("bar", "json", "none")
     parser.add_argument("--progress", choices=kinds, default="bar", help="how progress is shown (default: bar)")
+    add_debug(parser)
+
+
+def add_debug(parser: argparse.ArgumentParser) -> None:
+    """--debug."""
     parser.add_argument("--debug", action="store_true", help="show a traceback with errors")
 
 

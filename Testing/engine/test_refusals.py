@@ -14,8 +14,9 @@ import torch
 from pgpsam.labels import LabelSet
 from pgpsam.models.store import load_spec
 from pgpsam.training import benchmark, course
-from pgpsam.training.commands import LOCK, alone_in, benchmark_main, evaluate_main, finetune_main, refine_main
+from pgpsam.training.commands import benchmark_main, evaluate_main, finetune_main, refine_main
 from pgpsam.training.data import read_dataset
+from pgpsam.training.outfolder import LOCK, alone_in
 
 QUICK = ["--method", "unet", "--device", "cpu", "--progress", "none"]
 SMALL = ["--set", "batch=1", "canvas=[64,112]", "width=2", "levels=3"]

@@ -7,21 +7,18 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from pgpsam.device import choose_device
 from pgpsam.errors import UserError
-from pgpsam.models.store import SPEC_FILE, check_model_name, find_model, load_spec
+from pgpsam.models.store import check_model_name, find_model, load_spec
 from pgpsam.models.weights import require
 from pgpsam.network.methods import METHODS, default_method
-from pgpsam.pages import check_can_write, write_whole
+from pgpsam.pages import write_whole
 from pgpsam.slices import Preparation
 from pgpsam.terminal import ProgressReporter, add_common, add_looks, given, given_path, number, print_table, run
 from pgpsam.training.benchmark import (
@@ -44,17 +41,15 @@ from pgpsam.training.course import Progress
 from pgpsam.training.crossfit import FOLDS, fold_settings, refine
 from pgpsam.training.data import Dataset, read_dataset
 from pgpsam.training.origins import check_apart
+from pgpsam.training.outfolder import alone_in, check_folder, check_free
 from pgpsam.training.overrides import apply, checked, parse_settings
 from pgpsam.training.recipes import fitted, going_on, recipe, usual_iterations
 from pgpsam.training.refining import RefinerSettings
-from pgpsam.training.resuming import CHECKPOINT
 from pgpsam.training.run import train_on_dataset
 from pgpsam.training.scoring import evaluate
 from pgpsam.training.settings import TrainingSettings
 from pgpsam.training.shipping import ship
 from pgpsam.training.staged import ITERATIONS, train_in_stages
-
-LOCK = ".lock"  # in a model folder while a training is at work in it
 
 
 def finetune_main(arguments: Sequence[str] | None = None) -> int:
@@ -115,23 +110,14 @@ def _finetune(options: argparse.Namespace) -> None:
     require(settings.backbone)
     check_folder(options.out)
     print(f"{dataset.name}: {len(dataset.cases)} cases")
-    with (
-        alone_in(options.out),
-        ProgressReporter(options.progress) as report,
-        stop_after_a_step() as stopping,
-    ):
+    with alone_in(options.out), ProgressReporter(options.progress) as report, stop_after_a_step(report) as training:
         if not options.resume:
             check_free(options.out, options.overwrite)
-
-        def tell(stage: str, p: Progress) -> None:
-            stopping.training = p.iteration < p.iterations
-            report(stage, p.iteration, p.iterations, p.eta_seconds, f"loss {p.loss:.3f}")
-
         train: Callable[..., dict[str, Any] | None] = partial(
-            train_on_dataset, teachers=options.teacher, progress=partial(tell, "training")
+            train_on_dataset, teachers=options.teacher, progress=partial(training.tell, "training")
         )
         if options.staged:
-            train = partial(train_in_stages, progress=lambda stage, p: tell(f"training, {stage}", p))
+            train = partial(train_in_stages, progress=lambda stage, p: training.tell(f"training, {stage}", p))
         summary = train(
             dataset,
             options.out,
@@ -142,7 +128,7 @@ def _finetune(options: argparse.Namespace) -> None:
             hold_out=options.hold_out,
             device=options.device,
             resume=options.resume,
-            cancelled=lambda: stopping.asked,
+            cancelled=lambda: training.asked_to_stop,
             command=options.command,
             labelling=report.each("labelling"),
             scoring=report.each("scoring"),
@@ -153,87 +139,34 @@ def _finetune(options: argparse.Namespace) -> None:
 
 
 @dataclass
-class Stopping:
-    """Whether a training is going on, and whether Ctrl-C has asked it to stop."""
+class Watched:
+    """A training whose progress is shown; `goes_on` tells whether it runs now."""
 
-    training: bool = False
-    asked: bool = False
+    report: ProgressReporter
+    goes_on: bool = False
+    asked_to_stop: bool = False
+
+    def tell(self, what: str, p: Progress) -> None:
+        """Show a step of what is trained."""
+        self.goes_on = p.iteration < p.iterations
+        self.report(what, p.iteration, p.iterations, p.eta_seconds, f"loss {p.loss:.3f}")
 
 
 @contextmanager
-def stop_after_a_step() -> Iterator[Stopping]:
+def stop_after_a_step(report: ProgressReporter) -> Iterator[Watched]:
     """Ctrl-C while a training goes on lets it save its state and stop; a second one, or one at other times, ends it."""
-    state = Stopping()
+    training = Watched(report)
 
     def ask(number: int, frame: FrameType | None) -> None:
-        if state.asked or not state.training:
+        if training.asked_to_stop or not training.goes_on:
             raise KeyboardInterrupt
-        state.asked = True
+        training.asked_to_stop = True
 
     before = signal.signal(signal.SIGINT, ask)
     try:
-        yield state
+        yield training
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Keep other trainings out of a model folder, which is made where it is missing and goes if nothing comes of it.
-
-    The system frees the lock even if this process dies.
-
-    Raises:
-        UserError: another one is at work in it.
-    """
-    made = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        hint = "Wait until it has ended, or name another folder."
-        raise UserError(f"another training is at work in {folder}", hint) from error
-    try:
-        yield
-    finally:
-        with suppress(OSError):  # Windows removes it with the lock
-            (folder / LOCK).unlink()
-        lock.release()
-        if made:
-            with suppress(OSError):
-                folder.rmdir()
-
-
-def check_free(
-    out: Path,
-    overwrite: bool,
-    hint: str = "Name another folder, replace it with --overwrite, or go on with --resume if its scoring was stopped.",
-) -> None:
-    """Keep what a folder holds from being replaced unasked.
-
-    Args:
-        hint: what to do where it holds a model.
-
-    Raises:
-        UserError: a stopped run's state, or a model that nobody asked to overwrite.
-    """
-    if (out / CHECKPOINT).is_file():
-        raise UserError(f"{out / CHECKPOINT} is there, of a stopped run", "Go on with --resume, or delete it.")
-    if (out / SPEC_FILE).is_file() and not overwrite:
-        raise UserError(f"{out} holds a model already", hint)
-
-
-def check_folder(folder: Path) -> None:
-    """Notice now what would end a run when it writes its first file.
-
-    Raises:
-        UserError: the folder cannot be made, or nothing can be written into it.
-    """
-    nearest = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
-    if not nearest.is_dir():
-        raise UserError(f"{folder} cannot be made: {nearest} is no folder", "Name another folder.")
-    check_can_write(nearest / SPEC_FILE)
 
 
 def settings_of(options: argparse.Namespace, dataset: Dataset) -> TrainingSettings:
@@ -332,16 +265,7 @@ def _refine(options: argparse.Namespace) -> None:
     if options.iterations is not None:
         settings = replace(settings, iterations=options.iterations)
     dataset = read_dataset(options.data)
-    with (
-        alone_in(options.model),
-        ProgressReporter(options.progress) as report,
-        stop_after_a_step() as stopping,
-    ):
-
-        def tell(what: str, p: Progress) -> None:
-            stopping.training = p.iteration < p.iterations
-            report(what, p.iteration, p.iterations, p.eta_seconds, f"loss {p.loss:.3f}")
-
+    with alone_in(options.model), ProgressReporter(options.progress) as report, stop_after_a_step(report) as training:
         summary = refine(
             options.model,
             dataset,
@@ -352,8 +276,8 @@ def _refine(options: argparse.Namespace) -> None:
             refining=refining,
             device=options.device,
             command=options.command,
-            progress=tell,
-            cancelled=lambda: stopping.asked,
+            progress=training.tell,
+            cancelled=lambda: training.asked_to_stop,
             labelling=report.each("answers for"),
             scoring=report.each("scoring"),
         )
