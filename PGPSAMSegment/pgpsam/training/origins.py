@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pgpsam.errors import UserError
 from pgpsam.models.store import ModelSpec, find_model, load_spec
-from pgpsam.training.data import Case
+
+if TYPE_CHECKING:  # `pgpsam info` must not wait for torch
+    from pgpsam.training.data import Case
 
 
 def check_apart(out: Path, *origins: str | None) -> None:
