@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 import pgpsam
 from pgpsam.errors import UserError
 from pgpsam.labels import LabelSet, canonical_name
-from pgpsam.models.store import SPEC_FILE, ModelSpec, find_model, list_models, load_spec
+from pgpsam.models.lookup import find_model, list_models
+from pgpsam.models.spec import SPEC_FILE, ModelSpec
+from pgpsam.models.store import load_spec
 from pgpsam.models.weights import BASE_WEIGHTS, fetch
 from pgpsam.terminal import (
     ProgressReporter,

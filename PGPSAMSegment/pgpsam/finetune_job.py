@@ -17,7 +17,9 @@ from pgpsam.errors import UserError
 from pgpsam.hello import score_line
 from pgpsam.jobs import Job, Warm, checked
 from pgpsam.labels import LabelSet
-from pgpsam.models.store import check_model_name, find_model, load_model, load_spec, save_model
+from pgpsam.models.lookup import find_model
+from pgpsam.models.spec import check_model_name
+from pgpsam.models.store import load_model, load_spec, save_model
 
 if TYPE_CHECKING:  # the worker must not wait for torch before it is needed
     from pgpsam.training.data import LoadedCase, Sample

@@ -13,7 +13,9 @@ import psutil  # type: ignore[import-untyped]
 import pgpsam
 from pgpsam.errors import UserError
 from pgpsam.exchange import organs_json
-from pgpsam.models.store import CARD_FILE, ModelSpec, list_models
+from pgpsam.models.lookup import list_models
+from pgpsam.models.spec import ModelSpec
+from pgpsam.models.store import CARD_FILE
 
 PROTOCOL = 1
 _log = logging.getLogger(__name__)

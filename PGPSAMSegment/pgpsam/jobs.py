@@ -23,7 +23,8 @@ from pgpsam import exchange
 from pgpsam.errors import Cancelled, UserError
 from pgpsam.hello import best_device, list_devices
 from pgpsam.looks import LOOKS
-from pgpsam.models.store import SPEC_FILE, find_model
+from pgpsam.models.lookup import find_model
+from pgpsam.models.spec import SPEC_FILE
 from pgpsam.volume import Volume
 
 if TYPE_CHECKING:  # torch takes seconds to import, and "hello" must not wait for all that stands on it

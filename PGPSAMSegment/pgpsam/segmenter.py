@@ -22,7 +22,9 @@ from pgpsam.errors import Cancelled, UserError
 from pgpsam.labels import LabelSet
 from pgpsam.looks import LOOKS
 from pgpsam.memory import if_it_fits
-from pgpsam.models.store import ModelSpec, find_model, fingerprint, load_model
+from pgpsam.models.lookup import find_model
+from pgpsam.models.spec import ModelSpec
+from pgpsam.models.store import fingerprint, load_model
 from pgpsam.models.weights import base_state
 from pgpsam.network.base import LoraSettings, upsample
 from pgpsam.network.lora import merge_lora, put_tensors

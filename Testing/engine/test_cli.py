@@ -19,7 +19,8 @@ from pgpsam.cli import agreement, main, print_agreement
 from pgpsam.cohort import segment_cohort
 from pgpsam.hello import hello
 from pgpsam.labels import ABDOMEN
-from pgpsam.models.store import find_model, load_spec
+from pgpsam.models.lookup import find_model
+from pgpsam.models.store import load_spec
 from pgpsam.segmenter import Segmenter
 from pgpsam.terminal import ProgressReporter, print_table
 from pgpsam.training.origins import trained_cases, trained_commands

@@ -4,7 +4,8 @@ import nibabel
 import numpy as np
 import pytest
 
-from pgpsam.models.store import find_model, load_spec
+from pgpsam.models.lookup import find_model
+from pgpsam.models.store import load_spec
 from pgpsam.segmenter import Segmenter
 from pgpsam.training.card import model_card
 from pgpsam.volume import read_labels_on, read_volume

@@ -21,18 +21,10 @@ import torch
 
 from pgpsam.errors import UserError
 from pgpsam.labels import ABDOMEN
-from pgpsam.models import store
-from pgpsam.models.store import (
-    SCHEMA_VERSION,
-    ModelSpec,
-    check_model_name,
-    find_model,
-    list_models,
-    load_model,
-    load_spec,
-    model_folders,
-    save_model,
-)
+from pgpsam.models import lookup
+from pgpsam.models.lookup import find_model, list_models, model_folders
+from pgpsam.models.spec import SCHEMA_VERSION, ModelSpec, check_model_name
+from pgpsam.models.store import load_model, load_spec, save_model
 
 SPEC = ModelSpec(
     schema_version=SCHEMA_VERSION,
@@ -473,9 +465,9 @@ def test_the_users_models_folder_is_the_platforms(
 def test_shipped_models_are_found_above_the_engine(
     shelves: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    engine = tmp_path / "Extension" / "PGPSAMSegment" / "pgpsam" / "models" / "store.py"
+    engine = tmp_path / "Extension" / "PGPSAMSegment" / "pgpsam" / "models" / "lookup.py"
     engine.parent.mkdir(parents=True)
-    monkeypatch.setattr(store, "__file__", str(engine))
+    monkeypatch.setattr(lookup, "__file__", str(engine))
     save_model(tmp_path / "Extension" / "Resources" / "Models" / "shipped", SPEC, TENSORS)
     assert find_model("shipped") == tmp_path / "Extension" / "Resources" / "Models" / "shipped"
 

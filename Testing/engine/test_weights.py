@@ -22,7 +22,7 @@ import pytest
 
 from pgpsam.errors import Cancelled, UserError
 from pgpsam.models import transfer
-from pgpsam.models.store import find_model, model_folders
+from pgpsam.models.lookup import find_model, model_folders
 from pgpsam.models.weights import BASE_WEIGHTS, BaseWeights, cache_dir, fetch, load_state, locate
 
 CONTENT = random.Random(0).randbytes(300_000)

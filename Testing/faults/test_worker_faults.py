@@ -44,7 +44,8 @@ def engine(tmp_path_factory):
 @pytest.fixture(scope="module")
 def untrained_model(tmp_path_factory):
     """The shipped model's method with nothing learnt: it works as hard, whatever it finds."""
-    from pgpsam.models.store import find_model, load_spec, save_model
+    from pgpsam.models.lookup import find_model
+    from pgpsam.models.store import load_spec, save_model
     from pgpsam.network.lora import trained_tensors
     from pgpsam.network.methods import build_network
 

@@ -161,8 +161,8 @@ def test_a_listed_file_that_does_not_exist_stops_cmake(cmake: str, tmp_path: Pat
 def test_the_installed_engine_finds_its_models(packed: tuple[dict[str, list[str]], Path], tmp_path: Path) -> None:
     """As in Slicer: enginestart.py puts the installed pgpsam on the path, and that finds what lies beside it."""
     _, installed = packed
-    find = "store.find_model('abdomen-ct')"
-    probe = f"import pgpsam; from pgpsam.models import store; print(pgpsam.__file__, {find}, sep=chr(10))"
+    find = "lookup.find_model('abdomen-ct')"
+    probe = f"import pgpsam; from pgpsam.models import lookup; print(pgpsam.__file__, {find}, sep=chr(10))"
     start = installed / "PGPSAMSegmentLib" / "enginestart.py"
     clean = {"PATH": "", "HOME": str(tmp_path), "XDG_DATA_HOME": str(tmp_path), "LOCALAPPDATA": str(tmp_path)}
     command = [sys.executable, "-s", str(start), "own", "--probe", probe]

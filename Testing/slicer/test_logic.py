@@ -670,9 +670,9 @@ def test_a_python_of_the_users_own_that_lacks_a_package_is_not_to_be_repaired(ho
 
 
 def test_new_models_go_where_the_command_line_finds_them(host, models):
-    from pgpsam.models import store
+    from pgpsam.models import lookup
 
-    assert training.models_folder() in store.model_folders()
+    assert training.models_folder() in lookup.model_folders()
 
 
 # -------------------------------------------------------------------------------------------- the real engine

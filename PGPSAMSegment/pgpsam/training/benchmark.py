@@ -19,7 +19,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from pgpsam.errors import UserError
-from pgpsam.models.store import SPEC_FILE, ModelSpec, load_spec
+from pgpsam.models.spec import SPEC_FILE, ModelSpec
+from pgpsam.models.store import load_spec
 from pgpsam.models.weights import FROM_SCRATCH
 from pgpsam.network.methods import make_settings
 from pgpsam.pages import png

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from pgpsam.models.store import ModelSpec
+from pgpsam.models.spec import ModelSpec
 from pgpsam.models.weights import FROM_SCRATCH
 from pgpsam.training.calibration import CONFIDENCE
 from pgpsam.training.failures import FAILURES

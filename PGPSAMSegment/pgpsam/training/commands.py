@@ -15,7 +15,9 @@ from typing import Any
 
 from pgpsam.device import choose_device
 from pgpsam.errors import UserError
-from pgpsam.models.store import check_model_name, find_model, load_spec
+from pgpsam.models.lookup import find_model
+from pgpsam.models.spec import check_model_name
+from pgpsam.models.store import load_spec
 from pgpsam.models.weights import require
 from pgpsam.network.methods import METHODS, default_method
 from pgpsam.pages import write_whole

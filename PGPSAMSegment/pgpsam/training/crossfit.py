@@ -23,7 +23,8 @@ from safetensors.torch import load_file, save_file
 from pgpsam.device import choose_device
 from pgpsam.errors import UserError
 from pgpsam.labels import LabelSet
-from pgpsam.models.store import ModelSpec, load_model, load_spec, save_model
+from pgpsam.models.spec import ModelSpec
+from pgpsam.models.store import load_model, load_spec, save_model
 from pgpsam.network.volume_refiner import named_in_file, refiner_tensors, split_tensors
 from pgpsam.segmenter import Segmenter, Step
 from pgpsam.slices import Preparation, frame_volume, scale_labels

@@ -25,7 +25,8 @@ from pgpsam.device import autocast, choose_device, describe_device
 from pgpsam.errors import Cancelled, UserError
 from pgpsam.labels import LabelSet
 from pgpsam.memory import peak_memory_gb
-from pgpsam.models.store import SCHEMA_VERSION, ModelSpec, save_model
+from pgpsam.models.spec import SCHEMA_VERSION, ModelSpec
+from pgpsam.models.store import save_model
 from pgpsam.models.weights import base_state
 from pgpsam.network.lora import trained_tensors
 from pgpsam.network.methods import SegmentationNetwork, build_network, make_settings

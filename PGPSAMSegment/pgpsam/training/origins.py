@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pgpsam.errors import UserError
-from pgpsam.models.store import ModelSpec, find_model, load_spec
+from pgpsam.models.lookup import find_model
+from pgpsam.models.spec import ModelSpec
+from pgpsam.models.store import load_spec
 
 if TYPE_CHECKING:  # `pgpsam info` must not wait for torch
     from pgpsam.training.data import Case

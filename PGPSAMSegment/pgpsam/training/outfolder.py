@@ -9,7 +9,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from pgpsam.errors import UserError
-from pgpsam.models.store import SPEC_FILE
+from pgpsam.models.spec import SPEC_FILE
 from pgpsam.pages import check_can_write
 from pgpsam.training.resuming import CHECKPOINT
 

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from pgpsam.errors import UserError
-from pgpsam.models.store import find_model, fingerprint
+from pgpsam.models.lookup import find_model
+from pgpsam.models.store import fingerprint
 from pgpsam.network.lora import put_tensors, trained_tensors
 from pgpsam.network.methods import SegmentationNetwork
 from pgpsam.training.course import Average

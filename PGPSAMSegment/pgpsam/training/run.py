@@ -18,7 +18,9 @@ from typing import Any
 from pgpsam.errors import UserError
 from pgpsam.labels import LabelSet
 from pgpsam.looks import LOOKS
-from pgpsam.models.store import SPEC_FILE, find_model, load_model, load_spec, save_model
+from pgpsam.models.lookup import find_model
+from pgpsam.models.spec import SPEC_FILE
+from pgpsam.models.store import load_model, load_spec, save_model
 from pgpsam.network.methods import make_settings
 from pgpsam.segmenter import Segmenter, Step
 from pgpsam.slices import Preparation

@@ -19,7 +19,9 @@ from torch import Tensor
 
 from pgpsam.errors import UserError
 from pgpsam.models.compact import compact
-from pgpsam.models.store import ModelSpec, find_model, load_model, load_spec, save_model
+from pgpsam.models.lookup import find_model
+from pgpsam.models.spec import ModelSpec
+from pgpsam.models.store import load_model, load_spec, save_model
 from pgpsam.segmenter import Step
 from pgpsam.training.card import VALIDATION, copy_pictures, model_card, pictures_of, shows_earlier_scores
 from pgpsam.training.curves import CURVES

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from pgpsam.errors import UserError
 from pgpsam.labels import LabelSet, canonical_name
-from pgpsam.models.store import find_model, load_model
+from pgpsam.models.lookup import find_model
+from pgpsam.models.store import load_model
 from pgpsam.network.lora import put_tensors, trained_tensors
 from pgpsam.network.methods import SegmentationNetwork, build_network, make_settings
 from pgpsam.network.volume_refiner import named_in_file, split_tensors
