@@ -26,7 +26,7 @@ TRAIN = PREFIX + "train"
 TRAIN_VOLUME = PREFIX + "trainVolume"
 TRAIN_VOXELS = PREFIX + "trainVoxels"  # attribute: the volume's, as it was when the case was added
 DRAWN, CORRECTED = "drawn", "corrected"
-_RESERVED = r"(?!(?i:con|prn|aux|nul|com\d|lpt\d)(?:\.|$))"  # as in pgpsam/models/store.py
+_RESERVED = r"(?!(?i:con|prn|aux|nul|com\d|lpt\d)(?:\.|$))"  # as in pgpsam/models/spec.py
 _NAME = re.compile(_RESERVED + r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9_-])?")
 
 
