@@ -24,7 +24,7 @@ from slicer.ScriptedLoadableModule import (
 )
 from slicer.util import VTKObservationMixin
 
-from PGPSAMSegmentLib import install, nodes, scene, suggestions
+from PGPSAMSegmentLib import install, nodes, overlay, suggestions
 from PGPSAMSegmentLib.adaptpanel import AdaptPanel
 from PGPSAMSegmentLib.choicespanel import ChoicesPanel
 from PGPSAMSegmentLib.engine import Engine, Event
@@ -192,11 +192,11 @@ class PGPSAMSegmentWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if slicer.mrmlScene.IsClosing():
             return
         if node.IsA("vtkMRMLSegmentationNode"):
-            self._leaving += scene.withdraw(node)
+            self._leaving += overlay.withdraw(node)
         elif node.IsA("vtkMRMLScalarVolumeNode"):
             self._leaving += suggestions.withdraw(node)
             if nodes.is_confidence(node):
-                scene.take_off(node)
+                overlay.take_off(node)
 
     def onNodeRemoved(self, caller: Any = None, event: Any = None) -> None:
         leaving, self._leaving = self._leaving, []

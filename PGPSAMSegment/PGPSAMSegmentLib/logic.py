@@ -12,7 +12,7 @@ from typing import Any
 import slicer
 from slicer.i18n import tr as _
 
-from . import install, runs, scene, segments, suggestions, training
+from . import install, output, runs, scene, segments, suggestions, training
 from .engine import OWN_REPAIR, REPAIR, Engine, Event
 from .heldfolder import HeldFolder, sweep
 from .nodes import SceneError
@@ -155,8 +155,8 @@ class SegmentLogic:
             SceneError, InstallError, EngineBusy: it cannot begin; nothing has changed.
         """
         self._session.check_ready()
-        scene.check_volume(volumeNode)
-        scene.check_target(segmentationNode, volumeNode)
+        output.check_volume(volumeNode)
+        output.check_target(segmentationNode, volumeNode)
         if organs is not None and not organs:
             raise SceneError(_("no organ is ticked"), _("Tick at least one"))
         folder = self._folder()
@@ -278,7 +278,7 @@ class SegmentLogic:
             SceneError, InstallError, EngineBusy: it cannot begin; nothing has changed.
         """
         self._session.check_ready()
-        scene.check_volume(volumeNode)
+        output.check_volume(volumeNode)
         folder = self._folder()
         request = {"do": "suggest", "model": model, "device": device, "count": count, "name": volumeNode.GetName()}
         request |= scene.export_volume(volumeNode, folder)

@@ -103,6 +103,14 @@ def add_beside(volumeNode: Any, class_name: str, name: str, hidden: bool = False
     return node
 
 
+def add_segmentation(volumeNode: Any, name: str, hidden: bool = False) -> Any:
+    """Adds an empty segmentation on the volume's grid; see `add_beside`."""
+    node = add_beside(volumeNode, "vtkMRMLSegmentationNode", name, hidden)
+    node.CreateDefaultDisplayNodes()
+    node.SetReferenceImageGeometryParameterFromVolumeNode(volumeNode)
+    return node
+
+
 def join_study(node: Any, volumeNode: Any) -> None:
     """Puts a node where the volume is in the subject hierarchy: DICOM export finds patient and study there."""
     hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(volumeNode.GetScene())

@@ -14,7 +14,7 @@ MOST_STEPS = 5000
 
 
 class Layers(enum.Enum):
-    """What is shown of a result; the values are those of `scene.show`."""
+    """What is shown of a result; the values are those of `prompts.show`."""
 
     MASKS = "masks"
     PROMPTS = "prompts"

@@ -6,10 +6,12 @@ from typing import Any
 
 import slicer
 
-from . import scene, table
+from . import output, table
 from .nodes import CONFIDENCE, PROMPTS, TABLE, VOLUME, companion
+from .overlay import overlay_confidence
 from .panel import Panel, slot
 from .parameters import Layers
+from .prompts import show
 
 SURFACE = "Closed surface"
 
@@ -48,7 +50,7 @@ class ResultPanel(Panel):
         chosen = self._chosen.get(volume.GetID(), target)
         if chosen not in (target, node) and (chosen is None or chosen.GetScene() is not None):
             return False
-        scene.choose_output(volume, node)
+        output.choose_output(volume, node)
         if volume is not self.parameters.inputVolume:
             return True
         self._node, self._applied, self._measured = node, (), None
@@ -62,7 +64,7 @@ class ResultPanel(Panel):
         """The user comes back: the switches follow what he did in other modules, and a script's result is selected."""
         parameters = self.parameters
         if parameters.outputSegmentation is None:
-            parameters.outputSegmentation = scene.output_of(parameters.inputVolume)
+            parameters.outputSegmentation = output.output_of(parameters.inputVolume)
             return
         with slicer.util.NodeModify(parameters.parameterNode):
             self._follow(None, parameters.outputSegmentation)
@@ -97,19 +99,19 @@ class ResultPanel(Panel):
         unused = before is None and node is not None and companion(node, TABLE) is None
         fits = unused or (node is not None and node.GetNodeReference(VOLUME) is volume)
         if volume is not None and node is self._node and not fits:
-            self.parameters.outputSegmentation = scene.output_of(volume)
+            self.parameters.outputSegmentation = output.output_of(volume)
         return True
 
     def _remember(self, before: Any, node: Any) -> None:
         """Keeps the user's choice of an output; that one was removed is none."""
         if self._volume is not None and (node is not None or (before is not None and before.GetScene() is not None)):
-            scene.choose_output(self._volume, node)
+            output.choose_output(self._volume, node)
             self._chosen[self._volume.GetID()] = node
 
     def _follow(self, before: Any, node: Any) -> None:
         """Sets the switches to what is shown of another segmentation."""
         if before is not None and before.GetScene() is not None and companion(before, CONFIDENCE) is not None:
-            scene.overlay_confidence(before, False)
+            overlay_confidence(before, False)
         if node is not None:
             self._unhide(node)
             parameters = self.parameters
@@ -150,9 +152,9 @@ class ResultPanel(Panel):
         if before[1:2] != (on_3d,):
             show_3d(node, on_3d)
         if before[2:3] != (layers,) and companion(node, PROMPTS) is not None:
-            scene.show(node, layers.value)
+            show(node, layers.value)
         if before[3:4] != (overlay,) and companion(node, CONFIDENCE) is not None:
-            scene.overlay_confidence(node, overlay)
+            overlay_confidence(node, overlay)
 
     def _wanted(self, node: Any) -> tuple[Any, ...]:
         parameters = self.parameters

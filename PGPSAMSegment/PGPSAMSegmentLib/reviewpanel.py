@@ -8,7 +8,7 @@ from typing import Any
 import slicer
 from slicer.i18n import tr as _
 
-from . import corrections, review, scene, segments, training
+from . import corrections, output, review, segments, training
 from .nodes import VOLUME
 from .panel import Panel, read, slot
 from .review import REVIEW_ATTRIBUTE
@@ -117,7 +117,7 @@ class ReviewPanel(Panel):
 
     @slot
     def onUseCorrected(self) -> None:
-        volume = scene.volume_of(self.node, self.parameters.inputVolume)
+        volume = output.volume_of(self.node, self.parameters.inputVolume)
         training.add(self.node, volume, corrected=True)
         self.host.say(_("The corrected slices of '{name}' are ready for training.").format(name=self.node.GetName()))
         self.host.show_training()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import scene, suggestions
+from . import output, preview, scene, suggestions
 from .engine import Event
 from .heldfolder import HeldFolder, is_finished
 from .nodes import SceneError
@@ -145,7 +145,7 @@ class SegmentRun(VolumeRun):
         if self.lost or not label_set:
             return
         try:
-            scene.show_partial(self.volume, self.folder / "labels.npy", label_set, self.organs)
+            preview.show_partial(self.volume, self.folder / "labels.npy", label_set, self.organs)
         except SceneError as error:  # the run goes on, and its end says what the matter is
             logging.warning("PGPSAMSegment: no preview: %s", error)
         except Exception:  # a fault of ours: the panel has to hear of the end all the same
@@ -171,12 +171,12 @@ class SegmentRun(VolumeRun):
         return node
 
     def undo(self) -> None:
-        scene.discard_partial(self.volume)
+        preview.discard_partial(self.volume)
 
     def _target(self) -> tuple[Any, str]:
         """The chosen segmentation; or None where it can no longer take the result, which is then not lost, and why."""
         try:
-            scene.check_target(self.segmentation, self.volume)
+            output.check_target(self.segmentation, self.volume)
         except SceneError as error:
             logging.warning("PGPSAMSegment: the result goes into a new segmentation: %s", error)
             return None, error.message

@@ -7,7 +7,7 @@ from typing import Any
 
 from slicer.i18n import tr as _
 
-from . import scene
+from . import output
 from .engine import Event
 from .grid import frame_of
 from .nodes import VOLUME
@@ -96,7 +96,7 @@ class SegmentPanel(JobPanel):
 
     def _output(self) -> Any:
         volume, chosen = self.parameters.inputVolume, self.parameters.outputSegmentation
-        return scene.output_of(volume) if chosen is None and frame_of(volume) else scene.output_at(volume, chosen)
+        return output.output_of(volume) if chosen is None and frame_of(volume) else output.output_at(volume, chosen)
 
     def greeted(self) -> None:
         """The engine has told what it has, or has failed to: a click that waited for it is done now."""
@@ -130,7 +130,7 @@ class SegmentPanel(JobPanel):
         volume = node.GetNodeReference(VOLUME)
         if volume is not self.parameters.inputVolume:  # the user has gone on to another one
             text = f"'{volume.GetName()}': {text}"
-        kept = ", ".join(f"'{name}'" for _id, name in scene.kept(node, found))
+        kept = ", ".join(f"'{name}'" for _id, name in output.kept(node, found))
         if kept:
             text += " " + _("Left as it was, with the new result beside it: {names}.").format(names=kept)
         text = " ".join([text, *(f"{line}." for line in event.get("warnings", []))])

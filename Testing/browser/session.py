@@ -19,7 +19,7 @@ from state import FIRST, css
 from pgpsam.errors import UserError
 from pgpsam.image import ITK_IN, NIFTI
 from PGPSAMSegment import PGPSAMSegmentLogic
-from PGPSAMSegmentLib import review, scene, table
+from PGPSAMSegmentLib import output, overlay, prompts, review, table
 from PGPSAMSegmentLib.engine import Engine
 from PGPSAMSegmentLib.nodes import VOLUME, SceneError
 from PGPSAMSegmentLib.panel import duration, progress, sentence
@@ -116,8 +116,8 @@ class Session:
         self._state.update({"volume_note": describe(volume), "error": ""})
         self._views.show_volume(volume)
         for node in self._segmentations():
-            scene.show(node, "masks")
-            scene.overlay_confidence(node, False)
+            prompts.show(node, "masks")
+            overlay.overlay_confidence(node, False)
             node.SetDisplayVisibility(False)
         self._show_result()
 
@@ -146,7 +146,7 @@ class Session:
         state.update({"engine": "working", "cancelling": False, "error": ""})
         state.update({"stage": "Starting", "known": False, "percent": 0.0, "spent": ""})
         self.say(f"Segmenting '{volume.GetName()}' with '{state.model}', {len(state.chosen)} organs.")
-        for _, name in scene.kept(node, state.chosen) if node is not None else []:
+        for _, name in output.kept(node, state.chosen) if node is not None else []:
             self.say(f"'{name}' is your work: it stays, and the result goes beside it.")
 
     def cancel(self) -> None:
@@ -250,7 +250,7 @@ class Session:
     @property
     def segmentation(self) -> Any:
         """The segmentation that belongs to the chosen volume, or None."""
-        return scene.segmentation_of(self.volume)
+        return output.segmentation_of(self.volume)
 
     def _segmentations(self) -> list[Any]:
         nodes = slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
@@ -283,13 +283,13 @@ class Session:
 
     def _on_show(self) -> None:
         if self.segmentation is not None:
-            scene.show(self.segmentation, self._state.show)
+            prompts.show(self.segmentation, self._state.show)
 
     def _on_confidence(self) -> None:
         if self.segmentation is None:
             return
         try:
-            scene.overlay_confidence(self.segmentation, self._state.confidence)
+            overlay.overlay_confidence(self.segmentation, self._state.confidence)
         except SceneError as error:
             self._state.confidence = False
             self.fail(str(error))

@@ -24,7 +24,7 @@ from made_results import (
     write_result,
 )
 
-from PGPSAMSegmentLib import corrections, grid, nodes, scene, segments, table
+from PGPSAMSegmentLib import corrections, grid, nodes, output, preview, scene, segments, table, undo
 
 MOVE = np.array([[0.0, -1, 0, 10], [1, 0, 0, 20], [0, 0, 1, 30], [0, 0, 0, 1]])
 
@@ -48,9 +48,9 @@ def test_a_scene_with_any_organ_name_can_be_loaded_again(host, tmp_path: Path, n
     volume, labels = add_volume(host), np.where(labels_of() == LIVER["id"], OWN["id"], 0).astype(np.uint8)
     organ = {**OWN, "name": name}
     np.save(tmp_path / "labels.npy", labels)
-    preview = scene.show_partial(volume, tmp_path / "labels.npy", [organ])
+    shown = preview.show_partial(volume, tmp_path / "labels.npy", [organ])
     node = scene.show_result(volume, write_result(tmp_path / "out", labels, [organ]))
-    assert preview.GetScene() is None
+    assert shown.GetScene() is None
     figures, ours = table.rows(node), segments.ours(node.GetSegmentation())
     assert slicer.mrmlScene.WriteToMRB(str(tmp_path / "scene.mrb"))
     slicer.mrmlScene.Clear(False)
@@ -85,7 +85,7 @@ def test_a_renamed_segment_is_the_users(host, tmp_path: Path) -> None:
         assert names(node) == ["liver of model 1", "right kidney", "inferior vena cava", "liver"]
         np.testing.assert_array_equal(mask_of(node, "liver of model 1", volume), labels == LIVER["id"])
         np.testing.assert_array_equal(mask_of(node, "liver", volume), moved == LIVER["id"])
-        assert [name for _, name in scene.kept(node, ["liver"])] == ["liver of model 1"]
+        assert [name for _, name in output.kept(node, ["liver"])] == ["liver of model 1"]
 
 
 @pytest.mark.parametrize("name", ["liver", "liver, first model"])
@@ -122,14 +122,14 @@ def test_the_prompts_of_a_result_take_no_results(host, tmp_path: Path) -> None:
     volume, result = add_volume(host), write_result(tmp_path, labels_of())
     prompts = nodes.companion(scene.show_result(volume, result), nodes.PROMPTS)
     for _ in range(2):  # with segments, and emptied
-        with pytest.raises(scene.SceneError, match="holds the prompts of another segmentation") as caught:
+        with pytest.raises(nodes.SceneError, match="holds the prompts of another segmentation") as caught:
             scene.show_result(volume, result, prompts)
         assert caught.value.hint
         prompts.GetSegmentation().RemoveAllSegments()
 
 
 def test_prompts_that_the_user_edited_stay(host, tmp_path: Path) -> None:
-    volume, labels, history = add_volume(host), labels_of(), scene.RunHistory()
+    volume, labels, history = add_volume(host), labels_of(), undo.RunHistory()
     node = scene.show_result(volume, write_result(tmp_path, labels), history=history)
     prompts = nodes.companion(node, nodes.PROMPTS)
     mine = np.zeros(SHAPE, bool)
@@ -143,7 +143,7 @@ def test_prompts_that_the_user_edited_stay(host, tmp_path: Path) -> None:
         regions = np.roll(labels, 1, axis=2)
         np.testing.assert_array_equal(mask_of(prompts, "liver (2)", volume), regions == LIVER["id"])
     paint(prompts, "liver", volume, ~mine)
-    with pytest.raises(scene.SceneError, match="prompts' was edited after the run"):
+    with pytest.raises(nodes.SceneError, match="prompts' was edited after the run"):
         history.undo()
     paint(prompts, "liver", volume, mine)
     for _ in range(3):
@@ -191,7 +191,7 @@ def test_all_that_comes_with_a_result_follows_the_volumes_transform(host, tmp_pa
 
 
 def test_undo_leaves_a_result_where_it_was_moved_since(host, tmp_path: Path) -> None:
-    volume, labels, history = add_volume(host), labels_of(), scene.RunHistory()
+    volume, labels, history = add_volume(host), labels_of(), undo.RunHistory()
     node = scene.show_result(volume, write_result(tmp_path / "a", labels))
     scene.show_result(volume, write_result(tmp_path / "b", np.roll(labels, 1, axis=1)), node, history=history)
     under(MOVE, volume, node)
@@ -202,7 +202,7 @@ def test_undo_leaves_a_result_where_it_was_moved_since(host, tmp_path: Path) -> 
 
 def test_an_emptied_segmentation_takes_another_volume(host, tmp_path: Path) -> None:
     first, second = add_volume(host, name="A"), add_volume(host, OBLIQUE, (6, 7, 8), name="B")
-    history = scene.RunHistory()
+    history = undo.RunHistory()
     node = scene.show_result(first, write_result(tmp_path / "a", labels_of()))
     figures = table.rows(node)
     node.GetSegmentation().RemoveAllSegments()
@@ -224,7 +224,7 @@ def test_an_emptied_segmentation_takes_another_volume(host, tmp_path: Path) -> N
 
 
 def test_a_fault_in_the_middle_of_a_result_leaves_the_scene_as_it_was(host, tmp_path: Path, monkeypatch) -> None:
-    volume, labels, history = add_volume(host), labels_of(), scene.RunHistory()
+    volume, labels, history = add_volume(host), labels_of(), undo.RunHistory()
     count = slicer.mrmlScene.GetNumberOfNodes()
 
     def fault(*_arguments: Any) -> None:
@@ -258,8 +258,8 @@ def test_a_confidence_map_is_no_input(host, tmp_path: Path) -> None:
     volume = add_volume(host)
     node = scene.show_result(volume, write_result(tmp_path, labels_of()))
     slicer.mrmlScene.RemoveNode(volume)
-    with pytest.raises(scene.SceneError, match="'CT segmentation confidence' is a confidence map") as caught:
-        scene.check_volume(nodes.companion(node, nodes.CONFIDENCE))
+    with pytest.raises(nodes.SceneError, match="'CT segmentation confidence' is a confidence map") as caught:
+        output.check_volume(nodes.companion(node, nodes.CONFIDENCE))
     assert caught.value.hint
 
 
@@ -276,16 +276,16 @@ def test_what_came_with_a_result_is_never_taken_for_an_image_or_for_organs(host,
         slicer.mrmlScene.RemoveNode(node)
     assert (nodes.is_confidence(confidence), nodes.is_prompts(prompts)) == (True, True)
     assert not nodes.is_confidence(volume)
-    with pytest.raises(scene.SceneError, match="is a confidence map"):
-        scene.check_volume(confidence)
-    with pytest.raises(scene.SceneError, match="holds the prompts of another segmentation"):
-        scene.check_target(prompts, volume)
+    with pytest.raises(nodes.SceneError, match="is a confidence map"):
+        output.check_volume(confidence)
+    with pytest.raises(nodes.SceneError, match="holds the prompts of another segmentation"):
+        output.check_target(prompts, volume)
 
 
 def test_a_scene_that_is_saved_while_slices_finish_keeps_nothing_of_the_preview(host, tmp_path: Path) -> None:
     volume = add_volume(host)
     write_result(tmp_path, labels_of())
-    scene.show_partial(volume, tmp_path / "labels.npy", LABEL_SET)
+    preview.show_partial(volume, tmp_path / "labels.npy", LABEL_SET)
     assert slicer.mrmlScene.WriteToMRB(str(tmp_path / "scene.mrb"))
     slicer.mrmlScene.Clear(False)
     assert slicer.mrmlScene.ReadFromMRB(str(tmp_path / "scene.mrb"))
@@ -302,29 +302,29 @@ def test_the_voxels_place_is_part_of_what_the_engine_got(host, tmp_path: Path) -
     volume.HardenTransform()
     scene.check_unchanged(volume, tmp_path)
     volume.SetSpacing(1.4, 2.6, 5.0)
-    with pytest.raises(scene.SceneError, match="changed while it was segmented"):
+    with pytest.raises(nodes.SceneError, match="changed while it was segmented"):
         scene.check_unchanged(volume, tmp_path)
 
 
 def test_a_volume_that_was_loaded_again_takes_the_place_of_the_deleted_one(host, tmp_path: Path) -> None:
     volume = add_volume(host)
     node = scene.show_result(volume, write_result(tmp_path, labels_of()))
-    assert scene.volume_of(node, None) is volume
+    assert output.volume_of(node, None) is volume
     slicer.mrmlScene.RemoveNode(volume)
-    with pytest.raises(scene.SceneError, match="the volume of 'CT segmentation' is not in the scene") as caught:
-        scene.volume_of(node, None)
+    with pytest.raises(nodes.SceneError, match="the volume of 'CT segmentation' is not in the scene") as caught:
+        output.volume_of(node, None)
     assert caught.value.hint
     phase = add_volume(host, name="portal")
     slicer.util.arrayFromVolume(phase)[0, 0, 0] += 1
     for other in (phase, add_volume(host, OBLIQUE, name="oblique")):
         with pytest.raises(
-            scene.SceneError, match=f"'{other.GetName()}' is not the one that 'CT segmentation'"
+            nodes.SceneError, match=f"'{other.GetName()}' is not the one that 'CT segmentation'"
         ) as caught:
-            scene.volume_of(node, other)
+            output.volume_of(node, other)
         assert caught.value.hint
         assert node.GetNodeReference(nodes.VOLUME) is None
     again = add_volume(host, name="again")
-    assert scene.volume_of(node, again) is again
+    assert output.volume_of(node, again) is again
     assert node.GetNodeReference(nodes.VOLUME) is again
 
 
@@ -335,12 +335,12 @@ def test_a_copy_that_does_not_know_the_models_own_result_says_so(host, tmp_path:
     hierarchy = slicer.mrmlScene.GetSubjectHierarchyNode()
     clone = slicer.modules.subjecthierarchy.logic().CloneSubjectHierarchyItem
     copy = hierarchy.GetItemDataNode(clone(hierarchy, hierarchy.GetItemByDataNode(node)))
-    with pytest.raises(scene.SceneError, match="own result for 'CT segmentation Copy' is not in this scene"):
-        scene.volume_of(copy, volume)
+    with pytest.raises(nodes.SceneError, match="own result for 'CT segmentation Copy' is not in this scene"):
+        output.volume_of(copy, volume)
 
 
 def test_a_run_that_fails_costs_no_undo_step(host, tmp_path: Path, monkeypatch) -> None:
-    volume, history = add_volume(host), scene.RunHistory()
+    volume, history = add_volume(host), undo.RunHistory()
     node = scene.show_result(volume, write_result(tmp_path, labels_of()), history=history)
     for shift in (1, 2):
         scene.show_result(volume, write_result(tmp_path, np.roll(labels_of(), shift, 1)), node, history=history)
@@ -355,7 +355,7 @@ def test_a_run_that_fails_costs_no_undo_step(host, tmp_path: Path, monkeypatch) 
 
 
 def test_what_was_removed_by_hand_comes_back_named_with_undo(host, tmp_path: Path) -> None:
-    volume, history = add_volume(host), scene.RunHistory()
+    volume, history = add_volume(host), undo.RunHistory()
     node = scene.show_result(volume, write_result(tmp_path, labels_of()), history=history)
     scene.show_result(volume, write_result(tmp_path, labels_of()), node, history=history)
     roles = (nodes.CONFIDENCE, nodes.TABLE, nodes.POINTS, nodes.FIRST)

@@ -26,7 +26,7 @@ from made_results import (
     write_result,
 )
 
-from PGPSAMSegmentLib import corrections, firstresult, nodes, review, scene, segments, table, training
+from PGPSAMSegmentLib import corrections, firstresult, nodes, review, scene, segments, table, training, undo
 
 MODEL = {"name": "abdomen-ct", "method": "pgp", "organs": LABEL_SET}
 
@@ -44,7 +44,7 @@ def test_a_model_whose_ids_mean_other_organs_makes_no_corrections(host, tmp_path
     scene.show_result(volume, write_result(tmp_path, own, [{**LIVER, "id": KIDNEY["id"], "name": "tumour"}]), node)
     assert names(node) == ["liver", "right kidney", "inferior vena cava", "tumour"]
     assert changed(node) == {}
-    with pytest.raises(scene.SceneError, match="nothing was corrected"):
+    with pytest.raises(nodes.SceneError, match="nothing was corrected"):
         training.add(node, volume, corrected=True)
 
 
@@ -97,7 +97,7 @@ def test_what_a_later_run_does_not_find_any_more_is_nobodys_correction(host, tmp
 
 
 def test_undo_brings_the_first_result_back(host, tmp_path: Path) -> None:
-    volume, labels, history = add_volume(host), labels_of(), scene.RunHistory()
+    volume, labels, history = add_volume(host), labels_of(), undo.RunHistory()
     node = scene.show_result(volume, write_result(tmp_path, labels))
     other = np.where(labels == LIVER["id"], 0, labels).astype(np.uint8)
     scene.show_result(volume, write_result(tmp_path, other), node, history=history)
@@ -242,7 +242,7 @@ def test_an_organ_that_the_model_missed_counts_once_it_is_drawn(host, tmp_path: 
     result["organs"].append({"id": KIDNEY["id"], "name": "right kidney", **nothing})
     node = scene.show_result(volume, result)
     paint(node, "lesion", volume, labels == LIVER["id"])  # nobody has asked the model for it
-    with pytest.raises(scene.SceneError, match="nothing was corrected"):
+    with pytest.raises(nodes.SceneError, match="nothing was corrected"):
         training.add(node, volume, corrected=True)
     node.GetSegmentation().RemoveSegment(node.GetSegmentation().GetSegmentIdBySegmentName("lesion"))
     paint(node, "right kidney", volume, kidney)
@@ -283,7 +283,7 @@ def test_what_only_the_model_says_is_no_case(host, tmp_path: Path) -> None:
     logic = slicer.vtkSlicerSegmentationsModuleLogic
     for status in (logic.NotStarted, logic.InProgress, logic.Flagged):
         logic.SetSegmentStatus(segment(node, "liver"), status)
-        with pytest.raises(scene.SceneError, match="'CT segmentation' holds only the model's own result") as caught:
+        with pytest.raises(nodes.SceneError, match="'CT segmentation' holds only the model's own result") as caught:
             training.add(node, volume)
         assert "press 'Use corrected slices for training'" in caught.value.hint
     logic.SetSegmentStatus(segment(node, "liver"), logic.Completed)
@@ -292,7 +292,7 @@ def test_what_only_the_model_says_is_no_case(host, tmp_path: Path) -> None:
     assert list(masks) == ["liver"]
     np.testing.assert_array_equal(masks["liver"], labels == LIVER["id"])
     logic.SetSegmentStatus(segment(node, "liver"), logic.NotStarted)  # a change of mind, after it was added
-    with pytest.raises(scene.SceneError, match="holds only the model's own result"):
+    with pytest.raises(nodes.SceneError, match="holds only the model's own result"):
         training.plan(training.cases(), MODEL)
 
 
@@ -314,9 +314,9 @@ def test_a_drawn_case_that_took_a_result_since_still_is_what_was_drawn(host, tmp
 # ------------------------------------------------------------------------------------------- undo of a later run
 
 
-def two_runs(host: Any, tmp_path: Path) -> tuple[Any, scene.RunHistory]:
+def two_runs(host: Any, tmp_path: Path) -> tuple[Any, undo.RunHistory]:
     """A result, a segment of the user's own, and another liver in a second run."""
-    volume, history = add_volume(host), scene.RunHistory()
+    volume, history = add_volume(host), undo.RunHistory()
     doubts = {"liver": {3: 0.2}, "right kidney": {2: 0.2}}
     node = scene.show_result(volume, write_result(tmp_path, labels_of(), slice_confidence=doubts), history=history)
     own = np.zeros(SHAPE, bool)
@@ -353,13 +353,13 @@ def test_what_a_run_did_not_write_keeps_name_colour_and_checks_when_it_is_undone
 def test_an_undo_that_would_lose_a_name_or_a_check_is_refused(host, tmp_path: Path) -> None:
     node, history = two_runs(host, tmp_path)
     segment(node, "liver").SetName("liver of model 2")
-    with pytest.raises(scene.SceneError, match="'liver of model 2' was renamed or checked after the run") as caught:
+    with pytest.raises(nodes.SceneError, match="'liver of model 2' was renamed or checked after the run") as caught:
         history.undo()
     assert caught.value.hint.startswith("Take the name or the check back first")
     segment(node, "liver of model 2").SetName("liver")
     (liver,) = [item for item in review.items(node) if item.organ == "liver"]
     review.mark(node, liver)
-    with pytest.raises(scene.SceneError, match="'liver' was renamed or checked after the run"):
+    with pytest.raises(nodes.SceneError, match="'liver' was renamed or checked after the run"):
         history.undo()
     review.mark(node, liver, False)
     assert history.undo() is node
@@ -392,9 +392,9 @@ def test_a_grid_that_was_refined_is_told_and_not_trained_on(host, tmp_path: Path
     edited(node, volume)
     training.add(node, volume, corrected=True)
     refine(node)
-    with pytest.raises(scene.SceneError, match="the voxel grid of 'CT segmentation' was changed"):
+    with pytest.raises(nodes.SceneError, match="the voxel grid of 'CT segmentation' was changed"):
         corrections.changes(node)
-    with pytest.raises(scene.SceneError, match="does not lie on the voxels of the volume 'CT'"):
+    with pytest.raises(nodes.SceneError, match="does not lie on the voxels of the volume 'CT'"):
         training.request(training.cases(), tmp_path / "job", MODEL)
 
 
@@ -405,7 +405,7 @@ def test_a_drawn_case_whose_grid_was_refined_is_not_trained_on(host, tmp_path: P
     paint(node, "liver", volume, labels_of() == LIVER["id"])
     training.add(node, volume)
     refine(node)
-    with pytest.raises(scene.SceneError, match="does not lie on the voxels of the volume 'CT'"):
+    with pytest.raises(nodes.SceneError, match="does not lie on the voxels of the volume 'CT'"):
         training.request(training.cases(), tmp_path / "job", MODEL)
     assert not (tmp_path / "job").exists()
 
@@ -440,7 +440,7 @@ def test_the_review_follows_a_bend_that_was_put_on_later(host, tmp_path: Path) -
 def test_prompts_are_no_case(host, tmp_path: Path) -> None:
     volume = add_volume(host)
     node = scene.show_result(volume, write_result(tmp_path, labels_of()))
-    with pytest.raises(scene.SceneError, match="holds prompts"):
+    with pytest.raises(nodes.SceneError, match="holds prompts"):
         training.add(nodes.companion(node, nodes.PROMPTS), volume)
 
 
@@ -455,7 +455,7 @@ def test_a_training_that_is_refused_leaves_no_files(host, tmp_path: Path) -> Non
     edited(node, volume)
     training.add(node, volume, corrected=True)
     paint(node, "liver", volume, labels == LIVER["id"])  # the correction taken back
-    with pytest.raises(scene.SceneError, match="nothing was corrected"):
+    with pytest.raises(nodes.SceneError, match="nothing was corrected"):
         training.request(reversed_cases(), tmp_path / "job", MODEL)
     assert not (tmp_path / "job").exists()
 

@@ -18,7 +18,7 @@ from made_results import add_volume, names, paint
 from panel_bench import WORKER, segmentations
 from standin_slicer import make_wheel
 
-from PGPSAMSegmentLib import engine, enginepanel, install, scene, training
+from PGPSAMSegmentLib import engine, enginepanel, install, preview, training
 
 # --------------------------------------------------------------------------------------------------------- the engine
 
@@ -169,7 +169,7 @@ def test_a_fault_in_the_preview_does_not_end_the_run(make_bench, host, monkeypat
     bench = make_bench()
     add_volume(host)
     bench.open()
-    monkeypatch.setattr(scene, "show_partial", fault)
+    monkeypatch.setattr(preview, "show_partial", fault)
     bench.ui.autoSegmentButton.click()
     time.sleep(1)  # one look at the engine's messages then finds the preview and the end
     bench.wait_idle()

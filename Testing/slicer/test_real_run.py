@@ -12,7 +12,7 @@ from listening import Ear
 from made_results import add_volume, mask_of, names
 
 from pgpsam.volume import Volume, read_volume
-from PGPSAMSegmentLib import corrections, nodes, review, scene, table
+from PGPSAMSegmentLib import corrections, nodes, preview, review, scene, table
 from PGPSAMSegmentLib.engine import Engine
 
 
@@ -42,7 +42,7 @@ def test_a_real_workers_result_goes_in(host, tmp_path: Path, shared_data: Path) 
     finally:
         engine.close()
     assert done["event"] == "done", done
-    partial = scene.show_partial(volume, out / "labels.npy", done["label_set"])
+    partial = preview.show_partial(volume, out / "labels.npy", done["label_set"])
     assert partial.GetSegmentation().GetNumberOfSegments() == len(done["label_set"])
     node = scene.show_result(volume, done, folder=out)
     labels = np.load(out / "labels.npy")

@@ -22,7 +22,18 @@ from made_results import (
     write_result,
 )
 
-from PGPSAMSegmentLib import corrections, firstresult, nodes, review, scene, segments, suggestions, table, training
+from PGPSAMSegmentLib import (
+    corrections,
+    firstresult,
+    nodes,
+    overlay,
+    review,
+    scene,
+    segments,
+    suggestions,
+    table,
+    training,
+)
 
 
 def shown(tmp_path: Path, volume, slice_confidence, labels=None, axis: int = 0):
@@ -80,9 +91,9 @@ def test_the_confidence_of_a_result_that_has_none_can_be_taken_off_but_not_laid_
     """As an undone run leaves it that keeps a checked organ."""
     node = shown(tmp_path, add_volume(host), DOUBTS)
     nodes.remove([nodes.companion(node, nodes.CONFIDENCE)])
-    scene.overlay_confidence(node, False)
-    with pytest.raises(scene.SceneError, match="has no confidence map"):
-        scene.overlay_confidence(node, True)
+    overlay.overlay_confidence(node, False)
+    with pytest.raises(nodes.SceneError, match="has no confidence map"):
+        overlay.overlay_confidence(node, True)
 
 
 def test_the_few_voxels_at_an_organs_end_do_not_crowd_out_its_middle(host, tmp_path: Path) -> None:
@@ -236,7 +247,7 @@ def test_jumping_works_where_the_user_erased_the_slice_and_not_where_he_removed_
     assert review.position(node, item)[2] == pytest.approx(item.slice * 2.5)
     node.GetSegmentation().RemoveSegment(item.segment)
     assert "liver" not in [other.organ for other in review.items(node)]
-    with pytest.raises(scene.SceneError, match="no longer there"):
+    with pytest.raises(nodes.SceneError, match="no longer there"):
         review.jump(node, item)
 
 
@@ -311,7 +322,7 @@ def test_hand_made_segments_can_be_learned_from_as_well(host, tmp_path: Path) ->
     np.testing.assert_array_equal(np.load(case["labels"]), mask * 7)
     assert case["slices"] == [2, 3]
     assert [(o["id"], o["name"], o["color"]) for o in case["organs"]] == [(7, "tumour", [255, 0, 128])]
-    with pytest.raises(scene.SceneError, match="own result for 'mine' is not in this scene"):
+    with pytest.raises(nodes.SceneError, match="own result for 'mine' is not in this scene"):
         corrections.changes(node)
 
 

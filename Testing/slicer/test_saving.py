@@ -11,7 +11,7 @@ from made_results import KIDNEY, LABEL_SET, LIVER, OBLIQUE, add_volume, labels_o
 from slicer.parameterNodeWrapper import Default, WithinRange, parameterNodeWrapper
 from slicer.ScriptedLoadableModule import ScriptedLoadableModuleLogic
 
-from PGPSAMSegmentLib import corrections, nodes, review, scene, segments, table
+from PGPSAMSegmentLib import corrections, nodes, preview, review, scene, segments, table
 
 DOUBTS = {"liver": {1: 0.95, 2: 0.6, 3: 0.5, 4: 0.95, 5: 0.7, 6: 0.95}}
 
@@ -108,7 +108,7 @@ def test_a_loaded_scene_knows_which_organ_a_result_was_renamed_to(host, tmp_path
 def test_a_partial_result_is_not_saved(host, tmp_path: Path) -> None:
     volume = add_volume(host)
     write_result(tmp_path / "out", labels_of())
-    scene.show_partial(volume, tmp_path / "out" / "labels.npy", LABEL_SET)
+    preview.show_partial(volume, tmp_path / "out" / "labels.npy", LABEL_SET)
     slicer.mrmlScene.WriteToMRB(str(tmp_path / "scene.mrb"))
     slicer.mrmlScene.Clear(False)
     slicer.mrmlScene.ReadFromMRB(str(tmp_path / "scene.mrb"))

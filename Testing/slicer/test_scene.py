@@ -27,7 +27,20 @@ from made_results import (
     write_result,
 )
 
-from PGPSAMSegmentLib import corrections, grid, nodes, review, scene, segments, table
+from PGPSAMSegmentLib import (
+    corrections,
+    grid,
+    nodes,
+    output,
+    overlay,
+    preview,
+    prompts,
+    review,
+    scene,
+    segments,
+    table,
+    undo,
+)
 from PGPSAMSegmentLib.grid import cut, placed, segment_mask
 
 
@@ -91,7 +104,7 @@ def test_a_non_linear_transform_is_one_clear_error(host, tmp_path: Path) -> None
         (spline.SetTargetLandmarks if shift else spline.SetSourceLandmarks)(points)
     bend.SetAndObserveTransformToParent(spline)
     volume.SetAndObserveTransformNodeID(bend.GetID())
-    with pytest.raises(scene.SceneError, match="non-linear transform 'bend'") as caught:
+    with pytest.raises(nodes.SceneError, match="non-linear transform 'bend'") as caught:
         scene.export_volume(volume, tmp_path)
     assert "Harden" in caught.value.hint
     assert not (tmp_path / "v.npy").exists()
@@ -124,7 +137,7 @@ def test_volumes_that_cannot_be_segmented_say_why(host, tmp_path: Path) -> None:
         "'beat' is a sequence": slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceNode", "beat"),
     }
     for message, node in cases.items():
-        with pytest.raises(scene.SceneError, match=message) as caught:
+        with pytest.raises(nodes.SceneError, match=message) as caught:
             scene.export_volume(node, tmp_path)
         assert caught.value.hint
         assert "\n" not in str(caught.value)
@@ -143,7 +156,7 @@ def test_a_disk_that_fills_up_is_one_clear_error_and_half_a_file_does_not_stay(h
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
     try:
-        with pytest.raises(scene.SceneError, match="handed to the engine: the disk is full"):
+        with pytest.raises(nodes.SceneError, match="handed to the engine: the disk is full"):
             scene.export_volume(volume, tmp_path / "out")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -152,7 +165,7 @@ def test_a_disk_that_fills_up_is_one_clear_error_and_half_a_file_does_not_stay(h
 
 def test_a_folder_that_cannot_be_written_to_is_one_clear_error(host, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(scene.SceneError, match="nothing could be handed to the engine"):
+    with pytest.raises(nodes.SceneError, match="nothing could be handed to the engine"):
         scene.export_volume(add_volume(host), tmp_path / "file" / "below")
 
 
@@ -222,12 +235,12 @@ def test_layers_are_shown_on_request(host, tmp_path: Path) -> None:
     node = scene.show_result(add_volume(host), write_result(tmp_path, labels_of()))
     layers = [node, nodes.companion(node, nodes.PROMPTS), nodes.companion(node, nodes.POINTS)]
     for what, expected in {"prompts": [0, 1, 1], "both": [1, 1, 1], "masks": [1, 0, 0]}.items():
-        scene.show(node, what)
+        prompts.show(node, what)
         assert [layer.GetDisplayVisibility() for layer in layers] == expected
         points = layers[2].GetDisplayNode()
         assert (points.GetVisibility2D(), points.GetVisibility3D()) == (1, 0)
-    with pytest.raises(scene.SceneError, match="cannot show 'all'"):
-        scene.show(node, "all")
+    with pytest.raises(nodes.SceneError, match="cannot show 'all'"):
+        prompts.show(node, "all")
 
 
 def test_the_overlay_comes_and_goes_and_leaves_the_view_as_it_was(host, tmp_path: Path) -> None:
@@ -238,10 +251,10 @@ def test_the_overlay_comes_and_goes_and_leaves_the_view_as_it_was(host, tmp_path
     node = scene.show_result(add_volume(host), write_result(tmp_path, labels_of()))
     assert composite.GetForegroundVolumeID() == other.GetID()
     for _ in range(2):
-        scene.overlay_confidence(node, True)
-        scene.overlay_confidence(node, True)
+        overlay.overlay_confidence(node, True)
+        overlay.overlay_confidence(node, True)
         assert composite.GetForegroundVolumeID() == nodes.companion(node, nodes.CONFIDENCE).GetID()
-        scene.overlay_confidence(node, False)
+        overlay.overlay_confidence(node, False)
         assert (composite.GetForegroundVolumeID(), composite.GetForegroundOpacity()) == (other.GetID(), 0.7)
 
 
@@ -272,13 +285,13 @@ def test_a_volume_without_any_organ_gives_an_empty_segmentation(host, tmp_path: 
 def test_the_overlay_goes_with_the_run_that_is_undone(host, tmp_path: Path) -> None:
     """Both ways: the run had made the segmentation, and the run had added to one of the user's."""
     _, composite = host.add_view()
-    volume, other, history = add_volume(host), add_volume(host, name="PET"), scene.RunHistory()
+    volume, other, history = add_volume(host), add_volume(host, name="PET"), undo.RunHistory()
     own, _ = with_hand_made(host, volume)
     for target in (None, own):
         composite.SetForegroundVolumeID(other.GetID())
         composite.SetForegroundOpacity(0.7)
         node = scene.show_result(volume, write_result(tmp_path, labels_of()), target, history=history)
-        scene.overlay_confidence(node, True)
+        overlay.overlay_confidence(node, True)
         history.undo()
         assert (composite.GetForegroundVolumeID(), composite.GetForegroundOpacity()) == (other.GetID(), 0.7)
 
@@ -288,12 +301,12 @@ def test_results_of_another_volume_are_not_replaced(host, tmp_path: Path) -> Non
     first, second = add_volume(host, name="A"), add_volume(host, name="B")
     result = write_result(tmp_path, labels_of())
     node = scene.show_result(first, result)
-    with pytest.raises(scene.SceneError, match=r"holds results of another volume, 'A'\. Select a new") as caught:
+    with pytest.raises(nodes.SceneError, match=r"holds results of another volume, 'A'\. Select a new") as caught:
         scene.show_result(second, result, node)
     assert caught.value.hint
     assert node.GetNodeReference(nodes.VOLUME) is first
     other = scene.show_result(second, result)
-    assert [scene.segmentation_of(volume) for volume in (first, second, None)] == [node, other, None]
+    assert [output.segmentation_of(volume) for volume in (first, second, None)] == [node, other, None]
     slicer.mrmlScene.RemoveNode(first)
     assert scene.show_result(second, result, node) is node
 
@@ -307,7 +320,7 @@ def test_two_volumes_keep_apart(host, tmp_path: Path) -> None:
     for node, volume, expected in ((a, first, labels[0]), (b, second, labels[1])):
         np.testing.assert_array_equal(mask_of(node, CAVA["name"], volume), expected == CAVA["id"])
         assert node.GetNodeReference(nodes.VOLUME) is volume
-    with pytest.raises(scene.SceneError, match="another voxel grid than the volume 'B'"):
+    with pytest.raises(nodes.SceneError, match="another voxel grid than the volume 'B'"):
         scene.show_result(second, write_result(tmp_path / "b", labels[1]), a)
 
 
@@ -347,7 +360,7 @@ def from_label_map(volume: Any, mask: np.ndarray) -> Any:
 
 
 def test_edits_in_a_segmentation_made_from_a_label_map_are_kept(host, tmp_path: Path) -> None:
-    volume, labels, history = add_volume(host), labels_of(), scene.RunHistory()
+    volume, labels, history = add_volume(host), labels_of(), undo.RunHistory()
     theirs = np.zeros(SHAPE, bool)
     theirs[7:9, 9:12, 3:6] = True
     node = from_label_map(volume, theirs)
@@ -359,7 +372,7 @@ def test_edits_in_a_segmentation_made_from_a_label_map_are_kept(host, tmp_path: 
     edited[1, 2, 3] = False
     paint(node, "liver", volume, edited)
     assert [change.removed for change in corrections.changes(node) if change.organ == "liver"] == [1]
-    with pytest.raises(scene.SceneError, match="was edited after the run"):
+    with pytest.raises(nodes.SceneError, match="was edited after the run"):
         history.undo()
     scene.show_result(volume, write_result(tmp_path, labels), node)
     assert "liver (2)" in names(node)
@@ -372,7 +385,7 @@ def test_points_that_the_user_added_to_the_prompts_outlast_later_runs_and_their_
     host, tmp_path: Path, own: bool
 ) -> None:
     """Whether the runs had made the segmentation, or had added to one of the user's."""
-    volume, labels, history = add_volume(host), labels_of(), scene.RunHistory()
+    volume, labels, history = add_volume(host), labels_of(), undo.RunHistory()
     target = with_hand_made(host, volume)[0] if own else None
     node = scene.show_result(volume, write_result(tmp_path / "a", labels), target, history=history)
     points = nodes.companion(node, nodes.POINTS)
@@ -394,14 +407,14 @@ def test_points_that_the_user_added_to_the_prompts_outlast_later_runs_and_their_
 
 
 def test_undo_sees_edits_of_a_segment_on_a_grid_of_its_own(host, tmp_path: Path) -> None:
-    volume, history = add_volume(host), scene.RunHistory()
+    volume, history = add_volume(host), undo.RunHistory()
     coarse = add_volume(host, np.diag([1.4, 2.6, 5.0, 1.0]), (4, 6, 7), name="coarse")
     theirs = np.zeros((4, 6, 7), bool)
     theirs[1:3, 2:4, 3:5] = True
     node = from_label_map(coarse, theirs)
     scene.show_result(volume, write_result(tmp_path, labels_of()), node, history=history)
     paint(node, "tumour", coarse, ~theirs)
-    with pytest.raises(scene.SceneError, match="was edited after the run"):
+    with pytest.raises(nodes.SceneError, match="was edited after the run"):
         history.undo()
     paint(node, "tumour", coarse, theirs)
     assert history.undo() is node
@@ -422,7 +435,7 @@ def test_fingerprints_are_taken_once_in_a_run_and_tell_every_edit(host, tmp_path
     """A large volume's run took most of its time in the scene to take each of them five times."""
     volume, taken, sha256 = add_volume(host), [], grid.hashlib.sha256
     monkeypatch.setattr(grid.hashlib, "sha256", lambda data: taken.append(data) or sha256(data))
-    history = scene.RunHistory()
+    history = undo.RunHistory()
     node = scene.show_result(volume, write_result(tmp_path / "a", labels_of()), history=history)
     assert len(taken) == 2 * len(LABEL_SET)  # segments and prompts
     taken.clear()
@@ -443,7 +456,7 @@ def test_fingerprints_are_taken_once_in_a_run_and_tell_every_edit(host, tmp_path
 def test_hand_made_segments_stay_bit_identical(host, tmp_path: Path) -> None:
     volume, labels = add_volume(host), labels_of()
     node, masks = with_hand_made(host, volume)
-    assert scene.kept(node, ["liver", "spleen"])[0][1] == "liver"
+    assert output.kept(node, ["liver", "spleen"])[0][1] == "liver"
     for _ in range(2):  # the second run replaces the first one's segments, in place
         assert scene.show_result(volume, write_result(tmp_path, labels), node) is node
         assert names(node) == ["liver", "tumour", "liver (2)", "right kidney", "inferior vena cava"]
@@ -510,7 +523,7 @@ def test_an_edited_segment_of_ours_is_kept_unless_told_otherwise(host, tmp_path:
     edited = labels == LIVER["id"]
     edited[1, 2, 3] = False
     paint(node, "liver", volume, edited)
-    assert [name for _, name in scene.kept(node, [o["name"] for o in LABEL_SET])] == ["liver"]
+    assert [name for _, name in output.kept(node, [o["name"] for o in LABEL_SET])] == ["liver"]
     scene.show_result(volume, write_result(tmp_path, labels), node)
     assert names(node) == ["liver", "right kidney", "inferior vena cava", "liver (2)"]
     np.testing.assert_array_equal(mask_of(node, "liver", volume), edited)
@@ -533,7 +546,7 @@ def test_a_segment_with_a_status_is_kept(host, tmp_path: Path, status: str) -> N
 def test_the_user_may_name_his_own_segment_to_be_replaced(host, tmp_path: Path) -> None:
     volume, labels = add_volume(host), labels_of()
     node, masks = with_hand_made(host, volume)
-    replaced = [segment_id for segment_id, _ in scene.kept(node, ["liver"])]
+    replaced = [segment_id for segment_id, _ in output.kept(node, ["liver"])]
     scene.show_result(volume, write_result(tmp_path, labels), node, replace=replaced)
     assert names(node) == ["liver", "tumour", "right kidney", "inferior vena cava"]
     np.testing.assert_array_equal(mask_of(node, "liver", volume), labels == LIVER["id"])
@@ -566,26 +579,26 @@ def test_segmentations_that_cannot_take_voxels_say_why(host, tmp_path: Path) -> 
     result = write_result(tmp_path, labels_of())
     node, _ = with_hand_made(host, volume)
     under(np.diag([1.0, 1, 1, 1]), node)
-    with pytest.raises(scene.SceneError, match="different transforms"):
+    with pytest.raises(nodes.SceneError, match="different transforms"):
         scene.show_result(volume, result, node)
     node.SetAndObserveTransformNodeID(None)
     node.CreateClosedSurfaceRepresentation()
     node.GetSegmentation().SetSourceRepresentationName("Closed surface")
-    with pytest.raises(scene.SceneError, match="surfaces or contours"):
+    with pytest.raises(nodes.SceneError, match="surfaces or contours"):
         scene.show_result(volume, result, node)
     slicer.mrmlScene.RemoveNode(node)
-    with pytest.raises(scene.SceneError, match="no longer in the scene"):
+    with pytest.raises(nodes.SceneError, match="no longer in the scene"):
         scene.show_result(volume, result, node)
 
 
 def test_a_result_that_does_not_fit_leaves_the_scene_as_it_was(host, tmp_path: Path) -> None:
     volume = add_volume(host)
     before = slicer.mrmlScene.GetNumberOfNodes()
-    with pytest.raises(scene.SceneError, match="the volume changed while it was segmented"):
+    with pytest.raises(nodes.SceneError, match="the volume changed while it was segmented"):
         scene.show_result(volume, write_result(tmp_path, np.zeros((5, 6, 7), np.uint8)))
     result = write_result(tmp_path, labels_of())
     (tmp_path / "regions.npy").write_bytes(b"half a fi")
-    with pytest.raises(scene.SceneError, match=r"cannot be read: .*regions\.npy"):
+    with pytest.raises(nodes.SceneError, match=r"cannot be read: .*regions\.npy"):
         scene.show_result(volume, result)
     assert slicer.mrmlScene.GetNumberOfNodes() == before
 
@@ -596,7 +609,7 @@ def test_a_result_that_does_not_fit_leaves_the_scene_as_it_was(host, tmp_path: P
 def test_finished_slices_are_shown_while_others_are_not(host, tmp_path: Path) -> None:
     volume, labels = add_volume(host), labels_of()
     np.save(tmp_path / "labels.npy", np.where(np.arange(9)[:, None, None] < 3, labels, 0).astype(np.uint8))
-    node = scene.show_partial(volume, tmp_path / "labels.npy", LABEL_SET, ["liver"])
+    node = preview.show_partial(volume, tmp_path / "labels.npy", LABEL_SET, ["liver"])
     assert names(node) == ["liver"]
     expected = labels == LIVER["id"]
     np.testing.assert_array_equal(mask_of(node, "liver", volume)[:3], expected[:3])
@@ -605,7 +618,7 @@ def test_finished_slices_are_shown_while_others_are_not(host, tmp_path: Path) ->
     segmentation = node.GetSegmentation()
     segmentation.AddObserver(slicer.vtkSegmentation.SourceRepresentationModified, lambda *_: seen.append(1))
     np.save(tmp_path / "labels.npy", labels)
-    assert scene.show_partial(volume, tmp_path / "labels.npy", LABEL_SET, ["liver"]) is node
+    assert preview.show_partial(volume, tmp_path / "labels.npy", LABEL_SET, ["liver"]) is node
     assert seen, "views hear of the new slices"
     np.testing.assert_array_equal(mask_of(node, "liver", volume), expected)
     assert not node.GetSaveWithScene()
@@ -616,16 +629,16 @@ def test_a_cancelled_run_leaves_nothing_behind(host, tmp_path: Path) -> None:
     write_result(tmp_path, labels_of())
     before = slicer.mrmlScene.GetNumberOfNodes()
     for _ in range(2):
-        scene.show_partial(volume, tmp_path / "labels.npy", LABEL_SET)
-    scene.discard_partial(volume)
+        preview.show_partial(volume, tmp_path / "labels.npy", LABEL_SET)
+    preview.discard_partial(volume)
     assert slicer.mrmlScene.GetNumberOfNodes() == before
-    scene.discard_partial(volume)
+    preview.discard_partial(volume)
 
 
 def test_the_result_takes_the_place_of_the_partial_one(host, tmp_path: Path) -> None:
     volume = add_volume(host)
     result = write_result(tmp_path, labels_of())
-    partial = scene.show_partial(volume, tmp_path / "labels.npy", LABEL_SET)
+    partial = preview.show_partial(volume, tmp_path / "labels.npy", LABEL_SET)
     scene.show_result(volume, result)
     assert partial.GetScene() is None
 
@@ -633,25 +646,25 @@ def test_the_result_takes_the_place_of_the_partial_one(host, tmp_path: Path) -> 
 def test_a_partial_result_goes_even_if_its_volume_went_first(host, tmp_path: Path) -> None:
     volume = add_volume(host)
     write_result(tmp_path, labels_of())
-    partial = scene.show_partial(volume, tmp_path / "labels.npy", LABEL_SET)
+    partial = preview.show_partial(volume, tmp_path / "labels.npy", LABEL_SET)
     slicer.mrmlScene.RemoveNode(volume)
-    scene.discard_partial(volume)
+    preview.discard_partial(volume)
     assert partial.GetScene() is None
 
 
 def test_undo_of_the_first_run_leaves_the_scene_as_it_was(host, tmp_path: Path) -> None:
-    volume, history = add_volume(host), scene.RunHistory()
+    volume, history = add_volume(host), undo.RunHistory()
     before = slicer.mrmlScene.GetNumberOfNodes()
     assert not history.can_undo
     scene.show_result(volume, write_result(tmp_path, labels_of()), history=history)
     assert history.undo() is None
     assert slicer.mrmlScene.GetNumberOfNodes() == before
-    with pytest.raises(scene.SceneError, match="no run to undo"):
+    with pytest.raises(nodes.SceneError, match="no run to undo"):
         history.undo()
 
 
 def test_undo_of_a_later_run_brings_everything_back(host, tmp_path: Path) -> None:
-    volume, labels, history = add_volume(host), labels_of(), scene.RunHistory()
+    volume, labels, history = add_volume(host), labels_of(), undo.RunHistory()
     node, masks = with_hand_made(host, volume)
     scene.show_result(volume, write_result(tmp_path, labels), node, history=history)
     confidence = slicer.util.arrayFromVolume(nodes.companion(node, nodes.CONFIDENCE)).copy()
@@ -677,11 +690,11 @@ def test_undo_of_a_later_run_brings_everything_back(host, tmp_path: Path) -> Non
 
 
 def test_undo_never_silently_drops_edits(host, tmp_path: Path) -> None:
-    volume, history = add_volume(host), scene.RunHistory()
+    volume, history = add_volume(host), undo.RunHistory()
     node, masks = with_hand_made(host, volume)
     scene.show_result(volume, write_result(tmp_path, labels_of()), node, history=history)
     paint(node, "tumour", volume, ~masks["tumour"])
-    with pytest.raises(scene.SceneError, match="was edited after the run"):
+    with pytest.raises(nodes.SceneError, match="was edited after the run"):
         history.undo()
     np.testing.assert_array_equal(mask_of(node, "tumour", volume), ~masks["tumour"])
     history.undo(force=True)
@@ -689,7 +702,7 @@ def test_undo_never_silently_drops_edits(host, tmp_path: Path) -> None:
 
 
 def test_undo_of_the_first_run_keeps_what_the_user_made_since(host, tmp_path: Path) -> None:
-    volume, history = add_volume(host), scene.RunHistory()
+    volume, history = add_volume(host), undo.RunHistory()
     node = scene.show_result(volume, write_result(tmp_path, labels_of()), history=history)
     mine = np.zeros(SHAPE, bool)
     mine[5:7, 10:12, 0:3] = True

@@ -24,7 +24,7 @@ from made_results import (
     write_result,
 )
 
-from PGPSAMSegmentLib import corrections, grid, scene, segments, suggestions, table, training
+from PGPSAMSegmentLib import corrections, grid, nodes, output, scene, segments, suggestions, table, training
 from PGPSAMSegmentLib.grid import ijk_to_world
 
 MODEL = {"name": "abdomen-ct", "method": "pgp", "organs": LABEL_SET}
@@ -32,34 +32,34 @@ MODEL = {"name": "abdomen-ct", "method": "pgp", "organs": LABEL_SET}
 
 def test_every_frame_has_a_segmentation_of_its_own(host, tmp_path: Path) -> None:
     volume, show = add_sequence(host)
-    first = scene.show_result(volume, write_result(tmp_path, labels_of()), scene.output_of(volume))
+    first = scene.show_result(volume, write_result(tmp_path, labels_of()), output.output_of(volume))
     assert first.GetName() == "4D CT frame 1 segmentation"
-    assert scene.output_of(volume) is first
-    scene.choose_output(volume, first)
+    assert output.output_of(volume) is first
+    output.choose_output(volume, first)
     show(1)
-    assert scene.output_of(volume) is None
-    assert scene.output_at(volume, first) is None, "nor is it replaced if it is still selected in the panel"
+    assert output.output_of(volume) is None
+    assert output.output_at(volume, first) is None, "nor is it replaced if it is still selected in the panel"
     second = scene.show_result(volume, write_result(tmp_path, np.roll(labels_of(), 1, axis=1)), None)
     assert second.GetName() == "4D CT frame 2 segmentation"
     for frame, own in enumerate((first, second)):
         show(frame)
-        assert scene.output_of(volume) is own
-        assert scene.output_at(volume, first) is own
+        assert output.output_of(volume) is own
+        assert output.output_at(volume, first) is own
     mine = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "mine")
-    assert scene.output_at(volume, mine) is mine, "what holds no results yet takes any"
+    assert output.output_at(volume, mine) is mine, "what holds no results yet takes any"
 
 
 def test_a_new_segmentation_that_was_asked_for_is_asked_for_at_every_frame(host, tmp_path: Path) -> None:
     volume, show = add_sequence(host)
     scene.show_result(volume, write_result(tmp_path, labels_of()))
-    scene.choose_output(volume, None)
+    output.choose_output(volume, None)
     for frame in (0, 1, 0):
         show(frame)
-        assert scene.output_of(volume) is None
+        assert output.output_of(volume) is None
     assert slicer.util.saveScene(str(tmp_path / "scene.mrb"))
     slicer.mrmlScene.Clear()
     slicer.util.loadScene(str(tmp_path / "scene.mrb"))
-    assert scene.output_of(slicer.util.getNode("4D CT")) is None
+    assert output.output_of(slicer.util.getNode("4D CT")) is None
 
 
 def test_a_frame_s_result_in_a_segmentation_of_another_frame_goes_beside_it(host, tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_a_copied_result_of_another_phase_stays(host, tmp_path: Path) -> None:
     scene.show_result(portal, write_result(tmp_path, np.roll(labels_of(), 1, axis=1)), mine, ["liver"])
     assert names(mine) == ["liver", "liver (2)"]
     np.testing.assert_array_equal(mask_of(mine, "liver", portal), labels_of() == LIVER["id"])
-    assert scene.kept(mine, ["liver"]) == [(liver, "liver")]
+    assert output.kept(mine, ["liver"]) == [(liver, "liver")]
 
 
 def test_a_volume_that_was_changed_in_place_takes_its_earlier_result_s_place(host, tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_a_volume_that_was_changed_in_place_takes_its_earlier_result_s_place(hos
     volume = add_volume(host)
     node = scene.show_result(volume, write_result(tmp_path, labels_of()))
     slicer.util.arrayFromVolume(volume)[:] += 1
-    scene.show_result(volume, write_result(tmp_path, labels_of()), scene.output_of(volume))
+    scene.show_result(volume, write_result(tmp_path, labels_of()), output.output_of(volume))
     assert names(node) == [organ["name"] for organ in LABEL_SET]
 
 
@@ -105,7 +105,7 @@ def test_a_frame_that_the_labels_were_not_drawn_on_is_refused(host, tmp_path: Pa
     refusal = "does not show what '4D CT frame 1 segmentation' was made on"
     edited(node, volume, "liver", 4)
     show(1)
-    with pytest.raises(scene.SceneError, match=refusal):
+    with pytest.raises(nodes.SceneError, match=refusal):
         training.add(node, volume, corrected=True)
     show(0)
     training.add(node, volume, corrected=True)
@@ -117,7 +117,7 @@ def test_a_frame_that_the_labels_were_not_drawn_on_is_refused(host, tmp_path: Pa
     table.measure(node)
     assert math.isnan(table.rows(node)["liver"][1]), "the mean of another frame is not the organ's"
     slicer.mrmlScene.RemoveNode(slicer.util.getNodesByClass("vtkMRMLSequenceNode")[0])
-    with pytest.raises(scene.SceneError, match=refusal):  # the frame is nowhere any more
+    with pytest.raises(nodes.SceneError, match=refusal):  # the frame is nowhere any more
         training.request(training.cases(), tmp_path / "job", MODEL)
 
 
@@ -148,7 +148,7 @@ def test_two_frames_corrections_in_one_segmentation_are_refused_till_one_frame_s
     edited(node, volume, "right kidney (2)", 3)
     for frame in range(2):  # the liver that counts is of the one, the kidney of the other
         show(frame)
-        with pytest.raises(scene.SceneError, match="holds results of several frames"):
+        with pytest.raises(nodes.SceneError, match="holds results of several frames"):
             training.add(node, volume, corrected=True)
     segmentation = node.GetSegmentation()
     for segment_id in segments.ids(segmentation):
@@ -187,7 +187,7 @@ def test_a_run_at_another_frame_does_not_take_earlier_segments_for_its_own(host,
     show(1)
     scene.show_result(volume, write_result(tmp_path, np.roll(labels_of(), 1, axis=1)), node)
     edited(node, volume, "liver", 4)  # the first frame's; the other organs that count are the second's, which came last
-    with pytest.raises(scene.SceneError, match="holds results of several frames"):
+    with pytest.raises(nodes.SceneError, match="holds results of several frames"):
         training.add(node, volume, corrected=True)
     table.measure(node)
     assert math.isnan(table.rows(node)["liver"][1]), "the mean of another frame is not the organ's"
@@ -198,7 +198,7 @@ def test_a_result_that_was_accepted_at_one_frame_is_no_case_of_another(host, tmp
     node = scene.show_result(volume, write_result(tmp_path, labels_of()))
     edited(node, volume)
     show(1)
-    with pytest.raises(scene.SceneError, match="does not show what '4D CT frame 1 segmentation' was made on"):
+    with pytest.raises(nodes.SceneError, match="does not show what '4D CT frame 1 segmentation' was made on"):
         training.add(node, volume)
     show(0)
     training.add(node, volume)
@@ -212,16 +212,16 @@ def test_results_of_frames_outlast_their_sequence(host, tmp_path: Path) -> None:
     show(0)
     for kind in ("vtkMRMLSequenceBrowserNode", "vtkMRMLSequenceNode"):
         slicer.mrmlScene.RemoveNode(slicer.util.getNodesByClass(kind)[0])
-    assert scene.output_of(volume) is first
-    assert scene.output_at(volume, second) is first
+    assert output.output_of(volume) is first
+    assert output.output_at(volume, second) is first
 
 
 def test_a_frame_in_which_nothing_was_found_has_its_result_all_the_same(host, tmp_path: Path) -> None:
     volume, show = add_sequence(host)
     node = scene.show_result(volume, write_result(tmp_path, np.zeros_like(labels_of())))
-    assert scene.output_of(volume) is node
+    assert output.output_of(volume) is node
     show(1)
-    assert scene.output_of(volume) is None
+    assert output.output_of(volume) is None
 
 
 def test_a_clone_is_neither_an_output_nor_does_it_have_its_originals(host, tmp_path: Path) -> None:
@@ -229,12 +229,12 @@ def test_a_clone_is_neither_an_output_nor_does_it_have_its_originals(host, tmp_p
     first = scene.show_result(volume, write_result(tmp_path, labels_of()))
     backup = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "backup")
     backup.Copy(first)
-    assert scene.output_of(volume) is first
-    scene.choose_output(volume, None)
+    assert output.output_of(volume) is first
+    output.choose_output(volume, None)
     clone = slicer.modules.volumes.logic().CloneVolume(slicer.mrmlScene, volume, "clone")
-    assert scene.output_of(clone) is None
+    assert output.output_of(clone) is None
     volume.SetAndObserveImageData(None)
-    assert scene.output_at(volume, first) is first, "what is wrong with it, Auto-segment says"
+    assert output.output_at(volume, first) is first, "what is wrong with it, Auto-segment says"
 
 
 def test_without_an_output_a_frame_s_own_segmentation_is_taken(make_bench, host) -> None:
@@ -354,7 +354,7 @@ def test_corrections_in_a_segmentation_that_is_turned_are_told_from_no_other_fra
     assert corrections.corrected_slices(node)[0] == [4]
     show(0)
     for call in (corrections.changes, lambda node: training.add(node, volume, corrected=True)):
-        with pytest.raises(scene.SceneError, match="is of another frame") as refused:
+        with pytest.raises(nodes.SceneError, match="is of another frame") as refused:
             call(node)
     assert "into a new segmentation, and correct that result" in refused.value.hint
     own = scene.show_result(volume, write_result(tmp_path, labels_of()))
