@@ -194,14 +194,21 @@ def place(slices: Tensor, frame: Frame) -> Tensor:
     return F.pad(slices, (left, right, top, bottom))
 
 
+def channel_slices(
+    volume: Volume, frame: Frame, preparation: Preparation, wanted: Sequence[Sequence[int]]
+) -> list[Tensor]:
+    """For each list of slice numbers the body boxes of these slices, [C, h, w]; a slice is scaled once."""
+    needed = sorted({index for channels in wanted for index in channels})
+    scaled = scale_slices(volume, frame, preparation, needed)
+    row = {index: i for i, index in enumerate(needed)}
+    return [scaled[[row[index] for index in channels]] for channels in wanted]
+
+
 def network_input(volume: Volume, frame: Frame, preparation: Preparation, indices: Sequence[int]) -> Tensor:
     """The network's input for some slices: [n, 3, H, W], 0..1."""
     count, dz = volume.shape[0], volume.spacing[2]
     wanted = [neighbours(i, count, dz, preparation) for i in indices]
-    needed = sorted({j for channels in wanted for j in channels})
-    scaled = scale_slices(volume, frame, preparation, needed)
-    row = {index: i for i, index in enumerate(needed)}
-    return place(torch.stack([scaled[[row[j] for j in channels]] for channels in wanted]), frame)
+    return place(torch.stack(channel_slices(volume, frame, preparation, wanted)), frame)
 
 
 def on_body(scores: Tensor, frame: Frame) -> Tensor:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from pgpsam.errors import UserError
 from pgpsam.labels import LabelSet, canonical_name
-from pgpsam.slices import Frame, Preparation, frame_volume, neighbours, scale_labels, scale_slices
+from pgpsam.slices import Frame, Preparation, channel_slices, frame_volume, neighbours, scale_labels
 from pgpsam.volume import Volume, read_labels, read_labels_on, read_volume
 
 _log = logging.getLogger(__name__)
@@ -340,11 +340,9 @@ def canonical_index(volume: Volume, source_slice: int) -> int:
         raise UserError(
             f"{volume.name} has no slice {source_slice}: it has 0 to {depth - 1}", "Correct the slice list."
         )
-    marker = np.broadcast_to(np.arange(depth)[:, None, None], volume.grid.shape)
-    order = volume.grid.to_canonical(marker)[:, 0, 0]
-    if len(np.unique(order)) != depth:
+    if volume.grid.axial_axis != 0:
         raise UserError(f"{volume.name}: slice lists need files whose third axis is the axial one")
-    return int(np.flatnonzero(order == source_slice)[0])
+    return volume.grid.axial_index(source_slice)
 
 
 def annotated_slices(case: LoadedCase, listed: Sequence[int] | None, fully_annotated: bool) -> list[int]:
@@ -402,11 +400,9 @@ def make_samples(
     wanted = [neighbours(i, count, dz, preparation) for i in indices]
     if len(set(preparation.offsets_mm)) == 1:
         wanted = [channels[:1] for channels in wanted]
-    needed = sorted({j for channels in wanted for j in channels})
-    scaled = scale_slices(case.volume, frame, preparation, needed).to(torch.float16)
-    row = {index: i for i, index in enumerate(needed)}
+    images = channel_slices(case.volume, frame, preparation, wanted)
     labels = scale_labels(case.labels, frame, indices)
     return [
-        Sample(case.name, index, scaled[[row[j] for j in channels]], labels[i], guessed)
-        for i, (index, channels) in enumerate(zip(indices, wanted, strict=True))
+        Sample(case.name, index, image.to(torch.float16), own, guessed)
+        for index, image, own in zip(indices, images, labels, strict=True)
     ]
