@@ -27,7 +27,7 @@ def put_confidence(segmentationNode: Any, volumeNode: Any, confidence: NDArray[n
     name = f"{segmentationNode.GetName()} confidence"
     node = add_companion(segmentationNode, CONFIDENCE, "vtkMRMLScalarVolumeNode", name, volumeNode)
     with slicer.util.NodeModify(node):
-        _fill(node, volumeNode, confidence, vtk.VTK_FLOAT)
+        _fill(node, volumeNode, confidence)
         if node.GetDisplayNode() is None:
             _add_display(node)
 
@@ -100,11 +100,11 @@ def _own(segmentationNode: Any, role: str) -> Any:
     return mine if sum(companion(node, role) is mine for node in nodes) == 1 else None
 
 
-def _fill(node: Any, volumeNode: Any, array: NDArray[Any], scalar_type: int) -> None:
+def _fill(node: Any, volumeNode: Any, array: NDArray[np.float32]) -> None:
     """Gives a node its own voxels on the volume's grid, in a new image: one event, and the old image stays whole."""
     image = vtk.vtkImageData()
     image.SetDimensions(array.shape[::-1])
-    image.AllocateScalars(scalar_type, 1)
+    image.AllocateScalars(vtk.VTK_FLOAT, 1)
     vtk_to_numpy(image.GetPointData().GetScalars())[:] = array.ravel()
     node.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(ijk_to_ras(volumeNode)))
     node.SetAndObserveImageData(image)

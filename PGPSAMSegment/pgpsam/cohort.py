@@ -72,7 +72,6 @@ def segment_cohort(
     pictures: bool = True,
     looks: int = len(LOOKS),
     progress: Callable[[str, Step], None] | None = None,
-    cancelled: Callable[[], bool] | None = None,
     say: Callable[[str], None] = print,
 ) -> list[str]:
     """Segment volumes one after the other; another cohort may write into the same folder meanwhile.
@@ -89,7 +88,6 @@ def segment_cohort(
         organs: as `Segmenter.segment` takes them.
         looks: as `Segmenter.segment` takes them.
         progress: called with a volume's name and its step.
-        cancelled: as `Segmenter.segment` takes it.
         say: gets a line for each volume.
 
     Returns:
@@ -98,7 +96,6 @@ def segment_cohort(
     Raises:
         UserError: an unknown organ or extension, a result that would overwrite an input, a table that cannot be read,
             or the folder or the disk refuses.
-        Cancelled: `cancelled` said so; finished volumes stay.
     """
     asked = ", ".join(segmenter.label_set.select(organs).names)
     if extension not in OUTPUTS:
@@ -136,7 +133,7 @@ def segment_cohort(
                     _check_ours(made, results, lists)
                 volume = read_volume(source)
                 report = (lambda step, name=name: progress(name, step)) if progress else None
-                result = segmenter.segment(volume, organs, progress=report, cancelled=cancelled, looks=looks)
+                result = segmenter.segment(volume, organs, progress=report, looks=looks)
                 held.enter_context(lock)
                 lists = read_lists(out, extension)  # minutes later
                 _check_ours(made, results, lists)

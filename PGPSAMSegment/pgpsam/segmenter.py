@@ -230,21 +230,17 @@ class Segmenter:
         return stack
 
     def shares(
-        self,
-        volume: Volume,
-        *,
-        progress: Callable[[Step], None] | None = None,
-        cancelled: Callable[[], bool] | None = None,
+        self, volume: Volume, *, progress: Callable[[Step], None] | None = None
     ) -> Iterator[tuple[int, torch.Tensor]]:
         """z and the classes' shares of every slice that shows more than air, corrected by the refiner, if any.
 
         The shares are [K, y1 - y0, x1 - x0] on the voxels of the volume's body box, on the segmenter's device.
 
         Raises:
-            UserError, Cancelled: as `segment`.
+            UserError: as `segment`.
         """
         frame = frame_volume(volume, self.preparation)
-        stack = self.answers(volume, progress=progress, cancelled=cancelled)
+        stack = self.answers(volume, progress=progress)
         logits = stack.correct(self.correction(stack)) if self.refiner and stack.logits else stack.logits.__getitem__
         for z in stack.logits:
             with torch.inference_mode():

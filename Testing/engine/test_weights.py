@@ -608,12 +608,11 @@ def test_missing_weights_say_how_to_get_them() -> None:
     assert "--file sam_vit_b_01ec64.pth" in text
 
 
-def test_locate_downloads_only_when_asked(serve: Callable[..., Server]) -> None:
+def test_locate_never_downloads(serve: Callable[..., Server]) -> None:
     server = serve(good)
     with pytest.raises(UserError, match="not on this computer"):
         locate("tiny")
     assert server.requests == []
-    assert locate("tiny", download=True).read_bytes() == CONTENT
 
 
 def test_a_damaged_cached_file_is_refused_and_can_be_mended(serve: Callable[..., Server]) -> None:
@@ -622,7 +621,8 @@ def test_a_damaged_cached_file_is_refused_and_can_be_mended(serve: Callable[...,
     path.write_bytes(b"\0" + CONTENT[1:])
     with pytest.raises(UserError, match=r"expected SHA-256.*pgpsam weights fetch tiny"):
         locate("tiny")
-    assert locate("tiny", download=True).read_bytes() == CONTENT
+    assert fetch("tiny") == locate("tiny")
+    assert path.read_bytes() == CONTENT
 
 
 def test_an_unchanged_file_is_not_hashed_again(serve: Callable[..., Server], cache: Path) -> None:

@@ -97,14 +97,12 @@ def cache_dir() -> Path:
     return (xdg if xdg.is_absolute() else home() / ".cache") / "pgpsam"
 
 
-def locate(backbone: str, file: Path | None = None, progress: Progress | None = None, download: bool = False) -> Path:
+def locate(backbone: str, file: Path | None = None) -> Path:
     """Find a backbone's weights on this computer, checked by size and SHA-256.
 
     Args:
         backbone: a key of `BASE_WEIGHTS`.
         file: use this file, where it lies, instead of the packaged or cached one.
-        progress: called while downloading.
-        download: fetch the weights where they are missing or damaged, instead of saying so.
 
     Raises:
         UserError: unknown backbone; missing or wrong file, with the command that mends it.
@@ -115,8 +113,6 @@ def locate(backbone: str, file: Path | None = None, progress: Progress | None = 
     if entry.package is not None:
         return checked(_packaged_path(entry), entry, memory, hint=reinstall_hint(entry))
     path = cache_dir() / entry.file_name
-    if download and not is_here(path, entry, memory):
-        return fetch(backbone, progress=progress)
     if not path.is_file():
         name, size = entry.file_name, megabytes(entry.size)
         raise UserError(f"the weights of {backbone} ({name}, {size}) are not on this computer", fetch_hint(entry))
