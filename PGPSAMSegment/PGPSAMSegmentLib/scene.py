@@ -49,7 +49,6 @@ def show_result(
     *,
     folder: str | Path = "",
     overwrite: bool = False,
-    replace: Iterable[str] = (),
     history: RunHistory | None = None,
 ) -> Any:
     """Puts a finished run into the scene: segments, prompts, confidence, table and the list of slices to check.
@@ -62,7 +61,6 @@ def show_result(
         organs: names of those that were asked for; all of the label set for None.
         folder: where the event's file names lie, the request's "out"; not needed for full paths.
         overwrite: of these, also replace those that were edited or checked, but not those renamed.
-        replace: IDs of segments of the user's own that may be replaced by the organ whose name they bear.
         history: remembers the run, so that it can be undone.
 
     Returns:
@@ -91,7 +89,7 @@ def show_result(
             history.before(segmentationNode)
         try:
             with slicer.util.NodeModify(segmentationNode):
-                _put(run, segmentationNode, volumeNode, overwrite, replace)
+                _put(run, segmentationNode, volumeNode, overwrite)
         except Exception:
             history.undo(force=True)
             raise
@@ -99,7 +97,7 @@ def show_result(
     return segmentationNode
 
 
-def _put(run: Received, segmentationNode: Any, volumeNode: Any, overwrite: bool, replace: Iterable[str]) -> None:
+def _put(run: Received, segmentationNode: Any, volumeNode: Any, overwrite: bool) -> None:
     """Writes all of a run's result."""
     segmentation = segmentationNode.GetSegmentation()
     if not segmentation.GetNumberOfSegments() or segmentationNode.GetNodeReference(VOLUME) not in (None, volumeNode):
@@ -108,7 +106,7 @@ def _put(run: Received, segmentationNode: Any, volumeNode: Any, overwrite: bool,
     segmentationNode.SetNodeReferenceID(VOLUME, volumeNode.GetID())
     affine = ijk_to_ras(volumeNode)
     voxels = known_voxels(segmentationNode, volumeNode)
-    written = segments.put_organs(segmentation, run.labels, affine, run.organs, run.model, voxels, overwrite, replace)
+    written = segments.put_organs(segmentation, run.labels, affine, run.organs, run.model, voxels, overwrite)
     put_prompts(segmentationNode, volumeNode, run.regions, run.points, run.organs)
     put_confidence(segmentationNode, volumeNode, run.confidence)
     firstresult.keep(segmentationNode, volumeNode, [organ["name"] for organ in run.organs], voxels[0])

@@ -1,7 +1,7 @@
 """Organs into a segmentation: our own segments, marked by tags, and never anybody else's.
 
 A segment is *ours* if it carries our organ tag, and *untouched* while voxels and name are those that we wrote and
-nobody has set its status. Only untouched segments of ours are ever replaced, unless the caller names others. All
+nobody has set its status. Only segments of ours are ever replaced, and edited ones only where that is asked for. All
 organs of one run share one labelmap layer of their own, so that no other layer is rewritten.
 """
 
@@ -213,7 +213,6 @@ def put_organs(
     model: str,
     voxels: Sequence[str],
     overwrite: bool = False,
-    replace: Iterable[str] = (),
 ) -> list[str]:
     """Writes the organs of a run, and returns the IDs of their segments.
 
@@ -224,11 +223,10 @@ def put_organs(
             no segment; an untouched one of an earlier run is removed.
         voxels: of the volume, and then of those whose results are replaced, too; a copy of another's result stays.
         overwrite: our own segments of these voxels are replaced even if they were edited, but not if they were renamed.
-        replace: IDs of segments, of whomever, that are to be replaced if they bear an organ's name.
     """
     layer = labelmap(labels, affine)
     found = _present(layer)
-    slots = {organ["name"]: _slots(segmentation, organ["name"], voxels, overwrite, set(replace)) for organ in organs}
+    slots = {organ["name"]: _slots(segmentation, organ["name"], voxels, overwrite) for organ in organs}
     leaving = {segment_id for slot in slots.values() for segment_id in slot}
     derived = _derived(segmentation)
     for segment_id in leaving:
@@ -256,7 +254,7 @@ def put_regions(
     """Writes one segment per organ with the region its prompt attended to; untouched ones of these organs go."""
     layer = labelmap(regions, affine)
     found = _present(layer)
-    leaving = {segment_id for organ in organs for segment_id in _slots(segmentation, organ["name"], (), False, set())}
+    leaving = {segment_id for organ in organs for segment_id in _slots(segmentation, organ["name"], (), False)}
     for segment_id in leaving:
         _empty(segmentation, segment_id, leaving)
     for segment_id in leaving:
@@ -311,17 +309,14 @@ def _may_go(segmentation: Any, segment_id: str, voxels: Collection[str], overwri
     return made_on in ("", *voxels) and free
 
 
-def _slots(segmentation: Any, organ: str, voxels: Collection[str], overwrite: bool, replace: set[str]) -> list[str]:
+def _slots(segmentation: Any, organ: str, voxels: Collection[str], overwrite: bool) -> list[str]:
     """The segments that this organ's new result may take the place of."""
-    slots = []
-    for segment_id in ids(segmentation):
-        segment = segmentation.GetSegment(segment_id)
-        mine = tag(segment, ORGAN_TAG) == organ
-        if (mine and _may_go(segmentation, segment_id, voxels, overwrite)) or (
-            segment_id in replace and (mine or segment.GetName().lower() == organ.lower())
-        ):
-            slots.append(segment_id)
-    return slots
+    return [
+        segment_id
+        for segment_id in ids(segmentation)
+        if tag(segmentation.GetSegment(segment_id), ORGAN_TAG) == organ
+        and _may_go(segmentation, segment_id, voxels, overwrite)
+    ]
 
 
 def _empty(segmentation: Any, segment_id: str, leaving: set[str]) -> None:

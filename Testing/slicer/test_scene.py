@@ -543,16 +543,6 @@ def test_a_segment_with_a_status_is_kept(host, tmp_path: Path, status: str) -> N
     assert "liver (2)" in names(node)
 
 
-def test_the_user_may_name_his_own_segment_to_be_replaced(host, tmp_path: Path) -> None:
-    volume, labels = add_volume(host), labels_of()
-    node, masks = with_hand_made(host, volume)
-    replaced = [segment_id for segment_id, _ in output.kept(node, ["liver"])]
-    scene.show_result(volume, write_result(tmp_path, labels), node, replace=replaced)
-    assert names(node) == ["liver", "tumour", "right kidney", "inferior vena cava"]
-    np.testing.assert_array_equal(mask_of(node, "liver", volume), labels == LIVER["id"])
-    np.testing.assert_array_equal(mask_of(node, "tumour", volume), masks["tumour"])
-
-
 def test_surfaces_follow_the_new_voxels(host, tmp_path: Path) -> None:
     volume = add_volume(host)
     node = scene.show_result(volume, write_result(tmp_path, labels_of()))
