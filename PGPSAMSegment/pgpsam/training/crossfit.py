@@ -31,7 +31,7 @@ from pgpsam.slices import Preparation, frame_volume, scale_labels
 from pgpsam.training.card import model_card, pictures_of
 from pgpsam.training.choice import LABELS_CHECKSUM, ChosenSlices, SliceChoice, checksum, choose_slices
 from pgpsam.training.course import Progress
-from pgpsam.training.data import IGNORED, Dataset, load_case
+from pgpsam.training.data import IGNORED, Case, Dataset, load_case
 from pgpsam.training.origins import check_unseen, trained_cases
 from pgpsam.training.recipes import coarse_stage, recipe
 from pgpsam.training.refining import Answers, RefinerSettings, gain, train_refiner
@@ -135,21 +135,8 @@ def add_refiner(
     """
     refining = refining or RefinerSettings()
     spec = load_spec(model)
-    seen = set(trained_cases(spec))  # what it started from may have learned from other data, too
-    training, _ = split_cases(dataset, spec.training.get("held_out", ()))
-    own = [case for case in training if case.name in seen]
-    if unknown := set(hold_out) - {case.name for case in own}:
-        raise UserError(f"{spec.name} was not trained on {', '.join(sorted(unknown))}: nothing to hold out")
+    own, chosen = slices_of_model(spec, dataset, choice, settings.seed, hold_out)
     others = [case.name for case in dataset.cases if case not in own]
-    # Drawn as the model's were: with its seed, and from all patients that could have got a slice.
-    drawn = choose_slices(dataset, training, choice, spec.training.get("seed", settings.seed))
-    check_same_slices(spec, choice, drawn)
-    chosen = [one for one in drawn if one.case.name in seen]
-    showing = {one.case.name for one in chosen if one.showing}
-    if empty := set(hold_out) - showing:
-        raise UserError(f"the slices of {', '.join(sorted(empty))} show no organ to compare on", "Hold out others.")
-    if showing <= set(hold_out):
-        raise UserError(f"{dataset.folder}: no patient is left for the refiner of {spec.name} to learn from")
     answers: list[Answers] = []
     for number, fold in enumerate(folds_of([one.case.name for one in chosen if one.slices], folds), start=1):
         folder = model / REFINING / f"fold{number}"
@@ -187,7 +174,6 @@ def add_refiner(
         progress=partial(progress, "refiner") if progress else None,
         cancelled=cancelled,
     )
-    spec, tensors = load_model(model, as_stored=True)
     about = {
         "channels": list(refiner.channels),
         **asdict(refining),
@@ -199,9 +185,40 @@ def add_refiner(
     if held := [one for one in answers if one.case in hold_out and one.showing]:
         before, after = gain(refiner, held, where)
         about["held_out"] = {"cases": [one.case for one in held], "dice_before": before, "dice_after": after}
+    spec, tensors = load_model(model, as_stored=True)
     spec = replace(spec, refiner=about, scores={})  # these were the model's without it
     tensors = split_tensors(tensors)[0] | named_in_file(refiner_tensors(refiner))
     save_model(model, spec, tensors, model_card(spec, pictures_of(model)))
+
+
+def slices_of_model(
+    spec: ModelSpec, dataset: Dataset, choice: SliceChoice, seed: int, hold_out: Sequence[str]
+) -> tuple[list[Case], list[ChosenSlices]]:
+    """The patients that a model learned from, and their slices that it was trained on.
+
+    Args:
+        seed: with which they were drawn, where model.json does not say.
+        hold_out: as for `add_refiner`.
+
+    Raises:
+        UserError: other slices than the model's; patients to hold out that are none of its own or show no organ; or no
+            others that do.
+    """
+    seen = set(trained_cases(spec))  # what it started from may have learned from other data, too
+    training, _ = split_cases(dataset, spec.training.get("held_out", ()))
+    own = [case for case in training if case.name in seen]
+    if unknown := set(hold_out) - {case.name for case in own}:
+        raise UserError(f"{spec.name} was not trained on {', '.join(sorted(unknown))}: nothing to hold out")
+    # Drawn as the model's were: with its seed, and from all patients that could have got a slice.
+    drawn = choose_slices(dataset, training, choice, spec.training.get("seed", seed))
+    check_same_slices(spec, choice, drawn)
+    chosen = [one for one in drawn if one.case.name in seen]
+    showing = {one.case.name for one in chosen if one.showing}
+    if empty := set(hold_out) - showing:
+        raise UserError(f"the slices of {', '.join(sorted(empty))} show no organ to compare on", "Hold out others.")
+    if showing <= set(hold_out):
+        raise UserError(f"{dataset.folder}: no patient is left for the refiner of {spec.name} to learn from")
+    return own, chosen
 
 
 def check_same_slices(spec: ModelSpec, choice: SliceChoice, drawn: Sequence[ChosenSlices]) -> None:
