@@ -34,7 +34,8 @@ def finetune(job: Job, warm: Warm) -> dict[str, Any]:
     from pgpsam.training.course import Progress
     from pgpsam.training.data import read_dataset
     from pgpsam.training.finetune import finetune as train
-    from pgpsam.training.run import train_on_dataset
+    from pgpsam.training.run import split_cases, train_on_dataset
+    from pgpsam.training.scoring import check_scorable
 
     def step(news: Progress) -> None:
         job.progress("training", news.iteration, news.iterations, news.eta_seconds, f"loss {news.loss:.3f}")
@@ -57,6 +58,7 @@ def finetune(job: Job, warm: Warm) -> dict[str, Any]:
     warm.clear()
     if dataset:
         job.progress("prepare", 0, 1)
+        check_scorable(dataset, split_cases(dataset, None)[1], "Export them again, or list others as validation.")
         choice = SliceChoice(fully_annotated=dataset.fully_annotated)
         summary = train_on_dataset(dataset, out, settings, choice, scoring=scoring, **common)
     else:

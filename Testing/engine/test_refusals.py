@@ -8,6 +8,8 @@ import shutil
 import signal
 from pathlib import Path
 
+import nibabel
+import numpy as np
 import pytest
 import torch
 
@@ -101,6 +103,56 @@ def test_one_patient_is_not_trained_on_and_scored_under_two_names(
         shutil.copy(copied / part / "case_0.nii.gz", copied / part / "patient_7.nii.gz")
     words = ["--data", str(copied), "--out", str(tmp_path / "m"), "--hold-out", "patient_7", *QUICK]
     assert "is the same scan as" in error_of(words, capsys)
+
+
+def emptied(data: Path, case: str) -> Path:
+    """Takes all that is drawn from a case's labels, as if they had been exported too early."""
+    path = data / "labels" / f"{case}.nii.gz"
+    stored = nibabel.load(path)
+    ids = np.zeros(stored.shape, np.uint8)
+    nibabel.save(nibabel.Nifti1Image(ids, stored.affine, stored.header), path)
+    return path
+
+
+@pytest.mark.parametrize("staged", [False, True])
+def test_held_out_cases_of_which_none_shows_an_organ_are_refused_before_the_training(
+    staged: bool, copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    emptied(copied, "case_2")
+    words = ["--data", str(copied), "--out", str(tmp_path / "m"), *QUICK, *SMALL, "--iterations", "6"]
+    words += ["--staged"] if staged else []
+    error = error_of(words, capsys)
+    assert "the labels of case_2 show no organ to score. Export them again, or hold out other" in error
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_held_out_case_whose_labels_are_empty_is_warned_of(
+    copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    emptied(copied, "case_2")
+    out = tmp_path / "m"
+    words = ["--data", str(copied), "--out", str(out), *QUICK, *SMALL, "--iterations", "1"]
+    assert finetune_main([*words, "--hold-out", "case_1", "case_2"]) == 0
+    said = "case_2: the labels show no organ to score. Export them again, or"
+    assert caplog.messages == [f"{said} hold out other cases with --hold-out."]
+    caplog.clear()
+    words = ["--model", str(out), "--data", str(copied), "--out", str(tmp_path / "scores"), *QUICK[2:], "--looks=1"]
+    assert evaluate_main([*words, "--cases", "case_1", "case_2"]) == 0
+    assert caplog.messages == [f"{said} name other cases with --cases."]
+    capsys.readouterr()
+    assert evaluate_main([*words, "--cases", "case_2"]) == 2
+    assert "the labels of case_2 show no organ to score. Export them again, or name other" in capsys.readouterr().err
+
+
+def test_a_held_out_case_that_cannot_be_read_is_told_before_the_training(
+    copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = copied / "images" / "case_2.nii.gz"
+    image.write_bytes(image.read_bytes()[:2000])
+    words = ["--data", str(copied), "--out", str(tmp_path / "m"), *QUICK, *SMALL, "--iterations", "1"]
+    error = error_of(words, capsys)
+    assert str(image) in error
+    assert not (tmp_path / "m").exists()
 
 
 def test_two_files_of_one_name_are_not_chosen_from(

@@ -47,8 +47,8 @@ from pgpsam.training.outfolder import alone_in, check_folder, check_free
 from pgpsam.training.overrides import apply, checked, parse_settings
 from pgpsam.training.recipes import fitted, going_on, recipe, usual_iterations
 from pgpsam.training.refining import RefinerSettings
-from pgpsam.training.run import train_on_dataset
-from pgpsam.training.scoring import evaluate
+from pgpsam.training.run import split_cases, train_on_dataset
+from pgpsam.training.scoring import check_scorable, evaluate
 from pgpsam.training.settings import TrainingSettings
 from pgpsam.training.shipping import ship
 from pgpsam.training.staged import ITERATIONS, train_in_stages
@@ -115,6 +115,8 @@ def _finetune(options: argparse.Namespace) -> None:
     with alone_in(options.out), ProgressReporter(options.progress) as report, stop_after_a_step(report) as training:
         if not options.resume:
             check_free(options.out, options.overwrite)
+        held = split_cases(dataset, options.hold_out)[1]
+        check_scorable(dataset, held, "Export them again, or hold out other cases with --hold-out.")
         train: Callable[..., dict[str, Any] | None] = partial(
             train_on_dataset, teachers=options.teacher, progress=partial(training.tell, "training")
         )

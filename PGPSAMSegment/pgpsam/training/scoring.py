@@ -25,7 +25,7 @@ from pgpsam.training.calibration import (
     reliability,
     write_calibration,
 )
-from pgpsam.training.data import Case, Dataset, class_of, load_case, read_dataset
+from pgpsam.training.data import Case, Dataset, class_of, load_case, read_dataset, shortened
 from pgpsam.training.failures import FAILURES, Failure, failures, worst_of_each_organ, write_failures
 from pgpsam.training.metrics import OrganScore, organ_scores, write_scores
 from pgpsam.training.origins import check_unseen
@@ -162,13 +162,14 @@ def evaluate(
         The summary, as `CaseScores.write` gives it.
 
     Raises:
-        UserError: no such model or data, a case that the model was trained on (a score there would lie), or no organ
-            that both know.
+        UserError: no such model or data, a case that the model was trained on (a score there would lie), no case with
+            an organ, or no organ that both know.
     """
     dataset = read_dataset(data)
     names = cases if cases is not None else (dataset.validation or [c.name for c in dataset.cases])
     chosen = dataset.select(names)
     check_unseen(str(model), chosen, "Name other cases with --cases.")
+    check_scorable(dataset, chosen, "Export them again, or name other cases with --cases.")
     segmenter = Segmenter.load(model, device)
     scores = score_cases(segmenter, dataset, chosen, progress, clean, looks)
     about = {
@@ -179,6 +180,21 @@ def evaluate(
         "clean up": "stray pieces of one-piece organs removed" if clean else "none",
     }
     return scores.write(Path(out), dataset, f"{segmenter.name} on {dataset.name}", about)
+
+
+def check_scorable(dataset: Dataset, cases: Sequence[Case], hint: str) -> None:
+    """Read the cases that are to be scored, so that what is wrong with them is told before the work, not after it.
+
+    A warning names those whose labels are empty.
+
+    Raises:
+        UserError: one cannot be read, or the labels of all are empty.
+    """
+    empty = [case.name for case in cases if not load_case(case, dataset.labels).labels.any()]
+    if empty and len(empty) == len(cases):
+        raise UserError(f"{dataset.folder}: the labels of {shortened(empty)} show no organ to score", hint)
+    if empty:
+        _log.warning("%s: the labels show no organ to score. %s", shortened(empty), hint)
 
 
 def remove_scores(folder: Path) -> None:
