@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import pgpsam
-from pgpsam.errors import UserError
+from pgpsam.errors import UserError, reason
 from pgpsam.labels import LabelSet, canonical_name
 from pgpsam.models.lookup import find_model, list_models
 from pgpsam.models.spec import SPEC_FILE, ModelSpec
@@ -233,7 +233,7 @@ def read_reference(options: argparse.Namespace, volume: Volume) -> tuple[NDArray
         names = json.loads(Path(options.reference_names).read_text(encoding="utf-8-sig"))
         return reference, {int(i): str(n) for i, n in names.items()}
     except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"cannot read {options.reference_names}: {error}") from error
+        raise UserError(f"cannot read {options.reference_names}: {reason(error)}") from error
 
 
 def agreement(

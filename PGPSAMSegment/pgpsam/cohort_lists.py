@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 
-from pgpsam.errors import UserError
+from pgpsam.errors import UserError, reason
 from pgpsam.pages import csv_text
 
 TABLE = "organs.csv"
@@ -88,7 +88,7 @@ def read_table(out: Path) -> list[dict[str, str]]:
         reader = csv.DictReader(io.StringIO(path.read_bytes().decode(), newline=""), strict=True)
         rows = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read: {error}", hint) from error
+        raise UserError(f"{path} cannot be read: {reason(error)}", hint) from error
     if tuple(reader.fieldnames or ()) != COLUMNS or any(None in row.values() or None in row for row in rows):
         raise UserError(f"{path} is not the table of a cohort", hint)
     return [{column: csv_text(cell) for column, cell in row.items()} for row in rows]
@@ -114,7 +114,7 @@ def read_written(out: Path, extension: str) -> dict[str, dict[str, str]]:
         keys = {*MARK, "source_state", "sha256"}
         valid = all(entry.keys() == keys and {*map(type, entry.values())} == {str} for entry in written.values())
     except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} is not a cohort's: {error}", hint) from error
+        raise UserError(f"{path} is not a cohort's: {reason(error)}", hint) from error
     if not valid:
         raise UserError(f"{path} is not a cohort's", hint)
     return dict(written)

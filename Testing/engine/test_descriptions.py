@@ -71,6 +71,17 @@ def test_vectors_that_are_missing_or_of_other_texts(tmp_path: Path) -> None:
         read_descriptions(tmp_path / "d.json")
 
 
+def test_descriptions_that_cannot_be_read_are_one_line_without_the_systems_number(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = tmp_path / "none.json"
+    assert embed_main(["--descriptions", str(missing)]) == 2
+    said = f"error: cannot read {missing}: No such file or directory. Give a JSON file of names and texts in UTF-8.\n"
+    assert capsys.readouterr().err == said
+    (tmp_path / "d.json").write_text('{"liver": "brown"}', encoding="utf-8-sig")  # as Windows' editor saves it
+    assert read_descriptions(tmp_path / "d.json") == {"liver": "brown"}
+
+
 def test_the_script_without_the_sentence_encoder_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from pgpsam.errors import UserError
+from pgpsam.errors import UserError, reason
 from pgpsam.labels import canonical_name
 
 WIDTH = 384  # values of a sentence's vector
@@ -34,9 +34,10 @@ def read_descriptions(path: Path = DESCRIPTIONS) -> dict[str, str]:
         UserError: the file is not such a table.
     """
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))
+        known = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
+        hint = "Give a JSON file of names and texts in UTF-8."
+        raise UserError(f"cannot read {path}: {reason(error)}", hint) from error
     if not isinstance(known, dict) or not all(isinstance(text, str) and text.strip() for text in known.values()):
         raise UserError(f"{path}: expected an object of names and texts")
     return known
@@ -110,7 +111,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], str]:
             stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, the file is no mapping
             digest = (file.metadata() or {}).get("texts", "")
     except Exception as error:  # safetensors' own error for damaged files, and the system's for missing ones
-        raise UserError(f"cannot read {path}: {error}", "Run: python Training/embed_descriptions.py") from error
+        raise UserError(f"cannot read {path}: {reason(error)}", "Run: python Training/embed_descriptions.py") from error
     return stored, digest
 
 
