@@ -1,7 +1,8 @@
 """Many volumes, one model in memory: each result in files of its own, one table of organs for all.
 
 A volume that cannot be segmented is told and left out. One that is in the table is not done again, so that a stopped
-cohort goes on where it was, unless its file has changed since. What is not, bit for bit, what the cohort wrote is the
+cohort goes on where it was, unless its file has changed since. Several runs may share a list, as on two GPUs: what one
+is at work on comes last in the others. What is not, bit for bit, what the cohort wrote is the
 user's: it is never replaced.
 """
 
@@ -10,16 +11,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from glob import glob, has_magic
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from pgpsam.cohort_lists import COLUMNS, FIGURES, MARK, TABLE, WRITTEN, Lists, read_lists
-from pgpsam.errors import UserError
+from pgpsam.errors import Cancelled, UserError, reason
 from pgpsam.looks import LOOKS
 from pgpsam.memory import is_memory_error
 from pgpsam.pages import check_can_write, csv_bytes, write_whole
@@ -74,7 +75,7 @@ def segment_cohort(
     progress: Callable[[str, Step], None] | None = None,
     say: Callable[[str], None] = print,
 ) -> list[str]:
-    """Segment volumes one after the other; another cohort may write into the same folder meanwhile.
+    """Segment volumes one after the other; other cohorts, of the same volumes too, may be at work in the same folder.
 
     Writes NAME + extension (labels on the volume's own grid), NAME.png where `pictures` is set, cohort.json (what was
     written, and from what), and organs.csv, which is whole after every volume: a row for each organ that was found,
@@ -109,8 +110,9 @@ def segment_cohort(
     lock = FileLock(out / LOCK)
     with lock:
         read_lists(out, extension)  # a damaged one is told now
-    failed = []
-    for name, source in sources.items():
+    failed, turns, busy = [], list(sources), set()
+    for name in turns:  # which grows by those that another run is at work on
+        source = sources[name]
         results = [out / f"{name}{extension}", out / f"{name}.png"]
         wanted = results if pictures else results[:1]
         with ExitStack() as held:
@@ -125,6 +127,14 @@ def segment_cohort(
                 }
                 for path in wanted:
                     check_can_write(path)
+                if not held.enter_context(_claimed(name, out, patience=1 if name in busy else 0)):
+                    if cancelled and cancelled():
+                        raise Cancelled
+                    if name not in busy:
+                        say(f"{name}: another run is at work on it")
+                    busy.add(name)
+                    turns.append(name)
+                    continue
                 with lock:
                     lists = read_lists(out, extension)
                     if _is_done(made, wanted, lists):
@@ -144,14 +154,55 @@ def segment_cohort(
                 failed.append(name)
                 continue
             found = [_figures(row) for row in organ_table(volume, result) if row.ml > 0]
-            with TemporaryDirectory(prefix=".", suffix=".part", dir=out) as scratch:
-                new = [Path(scratch) / path.name for path in wanted]
+            with _scratch_in(out) as scratch:
+                new = [scratch / path.name for path in wanted]
                 write_array(new[0], result.labels, volume, "labels", result.label_set)
                 if pictures:
                     overview_png(volume, result, new[1])
                 _take_place(out, results, new, made, found, lists)
         say(f"{name}: {len(found)} organs in {sum(result.seconds.values()):.0f} s")
     return failed
+
+
+@contextmanager
+def _claimed(name: str, out: Path, patience: float) -> Iterator[bool]:
+    """Whether no other run is at work on a volume, as none will be meanwhile; the system frees it if this one dies.
+
+    Args:
+        patience: seconds to wait for the other run.
+    """
+    path = out / f"{LOCK}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"  # the name may be as long as names can be
+    claim = FileLock(path)
+    try:
+        claim.acquire(timeout=patience)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        with suppress(OSError):  # Windows removes it with the lock
+            path.unlink()
+        claim.release()
+
+
+@contextmanager
+def _scratch_in(folder: Path) -> Iterator[Path]:
+    """A hidden folder for new files; what the disk refuses in it is told of the folder that the user knows.
+
+    Raises:
+        UserError: the disk refuses.
+    """
+    hint = "Check that it may be written to and has room, and run this again to go on."
+    scratch = folder
+    try:
+        with TemporaryDirectory(prefix=".", suffix=".part", dir=folder) as made:
+            scratch = Path(made)
+            yield scratch
+    except OSError as error:
+        raise UserError(f"{folder} can't be written to: {reason(error)}", hint) from error
+    except UserError as error:
+        raise UserError(error.message.replace(str(scratch), str(folder)), hint) from error
 
 
 def _take_place(

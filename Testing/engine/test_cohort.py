@@ -5,7 +5,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 
 import numpy as np
 import pytest
@@ -262,6 +262,55 @@ def test_two_cohorts_that_write_at_once_know_each_others_results(run, quick, ct,
     assert {row["volume"] for row in read_table(out)} == {"ct", "other"}
     assert set(read_written(out, ".nii.gz")) == {"ct.nii.gz", "other.nii.gz"}
     assert run(ct, other, "--no-pictures")[1].count("done before") == 2
+
+
+def test_two_cohorts_over_one_list_share_it(quick, tmp_path, monkeypatch):
+    """As on two GPUs: what the other one is at work on comes last, and is then done or done before."""
+    scans = {name: make_scan(tmp_path / f"{name}.nii.gz", seed) for seed, name in enumerate("ab")}
+    out, asked, said, other_done = tmp_path / "out", [], [], Event()
+
+    def tell(line):
+        said.append(line)
+        if line.startswith("b: 1 organs"):
+            other_done.set()
+
+    second = Thread(target=segment_cohort, args=(quick, scans, out), kwargs={"say": tell, "pictures": False})
+
+    class Slow(Quick):
+        def segment(self, volume, *words, **options):
+            asked.append(volume.name)
+            second.start()
+            assert other_done.wait(timeout=60), said
+            return super().segment(volume, *words, **options)
+
+    lines = []
+    assert segment_cohort(Slow(), scans, out, pictures=False, say=lines.append) == []
+    second.join()
+    assert asked == ["a"]
+    assert [line.split(" in ")[0] for line in lines] == ["a: 1 organs", "b: done before"]
+    first, *others = said
+    assert first == "a: another run is at work on it"
+    assert [line.split(" in ")[0] for line in others] == ["b: 1 organs", "a: done before"]
+    assert {path.name for path in out.iterdir()} - {".lock"} == {"a.nii.gz", "b.nii.gz", TABLE, WRITTEN}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there a process cannot limit the size of its files")
+@pytest.mark.parametrize("words", [[], ["--format", ".seg.nrrd"]])
+def test_a_disk_that_is_full_is_told_of_the_file_that_the_user_knows(run, ct, tmp_path, words):
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60, limits[1]))
+    try:
+        code, said = run(ct, *words)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert code == 2
+    file = tmp_path / "out" / f"ct{words[-1] if words else '.nii.gz'}"
+    assert f"error: {file} can't be written: " in said
+    assert "has room, and run this again to go on." in said
+    assert ".part" not in said
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".lock"]
 
 
 def test_the_lists_are_parsed_once_where_all_is_done(run, tmp_path, monkeypatch):
