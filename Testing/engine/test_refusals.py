@@ -155,6 +155,52 @@ def test_a_held_out_case_that_cannot_be_read_is_told_before_the_training(
     assert not (tmp_path / "m").exists()
 
 
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="this system has no folder that nobody can write to")
+def test_an_output_folder_that_cannot_be_written_to_is_told_by_the_users_own_word(
+    phantoms: Path, quick_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not as model.json in a folder that is above it."""
+    said = "error: /proc/none/m can't be written to: No such file or directory. Check its permissions"
+    assert error_of(["--data", str(phantoms), "--out", "/proc/none/m", *QUICK], capsys).startswith(said)
+    words = ["--model", str(quick_model), "--data", str(phantoms), "--out", "/proc/none/m", "--cases", "case_2"]
+    assert evaluate_main(words) == 2
+    assert capsys.readouterr().err.startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--hold-out", "case_9"], "has no case named case_9. Its cases are case_0, case_1, case_2."),
+        (["--hold-out", "case_0", "case_1", "case_2"], "none is left to train on. Hold out fewer."),
+    ],
+)
+def test_cases_that_cannot_be_held_out_are_told_with_a_way_out(
+    words: list[str], says: str, phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert says in error_of(["--data", str(phantoms), "--out", str(tmp_path / "m"), *QUICK, *words], capsys)
+
+
+@pytest.mark.parametrize("labels", [{"liver": 1, "spleen": 1}, {"liver": [1, 6]}, ["liver"]])
+def test_labels_that_name_no_organs_are_told_of_their_file(
+    labels: object, copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (copied / "dataset.json").write_text(json.dumps({"labels": labels}))
+    error = error_of(["--data", str(copied), "--out", str(tmp_path / "m"), *QUICK], capsys)
+    assert error.startswith(f"error: {copied / 'dataset.json'}: labels: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("case_0", "line 2: '' is not a slice number"), ("case_0,2.5", "line 2: '2.5' is not a slice number")],
+)
+def test_a_line_of_a_list_without_a_slice_is_told(
+    text: str, says: str, phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "list.csv").write_text(f"case,slice\n{text}\n")
+    words = ["--data", str(phantoms), "--out", str(tmp_path / "m"), *QUICK, "--slices", str(tmp_path / "list.csv")]
+    assert says in error_of(words, capsys)
+
+
 def test_two_files_of_one_name_are_not_chosen_from(
     copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

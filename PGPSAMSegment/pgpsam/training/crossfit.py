@@ -51,7 +51,8 @@ def folds_of(names: Sequence[str], count: int) -> list[list[str]]:
         UserError: fewer patients than folds, or a single fold.
     """
     if not 2 <= count <= len(names):
-        raise UserError(f"{len(names)} patients cannot be split into {count} folds")
+        hint = "A refiner needs two patients or more, and from 2 folds to one for each of them."
+        raise UserError(f"{len(names)} patients cannot be split into {count} folds", hint)
     return [sorted(names)[k::count] for k in range(count)]
 
 

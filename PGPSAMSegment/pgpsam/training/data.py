@@ -71,7 +71,8 @@ class Dataset:
         wanted = set(names)
         unknown = wanted - {case.name for case in self.cases}
         if unknown:
-            raise UserError(f"{self.folder} has no case named {', '.join(sorted(unknown))}")
+            hint = f"Its cases are {shortened([case.name for case in self.cases])}."
+            raise UserError(f"{self.folder} has no case named {', '.join(sorted(unknown))}", hint)
         return tuple(case for case in self.cases if case.name in wanted)
 
 
@@ -103,7 +104,10 @@ def read_dataset(folder: str | Path) -> Dataset:
     cases = find_cases(images, labels)
     description = read_description(folder)
     if names := description.get("labels"):
-        label_set = LabelSet.from_names(names)
+        try:
+            label_set = LabelSet.from_names(names)
+        except UserError as error:
+            raise UserError(f"{folder / 'dataset.json'}: {error.message}", error.hint) from error
         for case in cases:
             class_indices(case.label, label_set)  # an organ that it lacks is told now, not after a training
     else:
@@ -275,7 +279,9 @@ def read_slice_list(path: str | Path) -> dict[str, list[int]]:
                 try:
                     chosen.setdefault(row["case"], []).append(int(row["slice"]))
                 except (TypeError, ValueError):
-                    raise UserError(f"{path}, line {rows.line_num}: '{row['slice']}' is not a slice number") from None
+                    raise UserError(
+                        f"{path}, line {rows.line_num}: '{row['slice'] or ''}' is not a slice number"
+                    ) from None
     except UnicodeDecodeError as error:
         raise UserError(f"the slice list {path} is not UTF-8 text", "Save it as CSV UTF-8.") from error
     except OSError as error:
@@ -325,7 +331,8 @@ def load_case(case: Case, label_set: LabelSet) -> LoadedCase:
     labels = lookup[ids]
     if (labels == 255).any():
         unknown = sorted(set(np.unique(ids[labels == 255]).tolist()))
-        raise UserError(f"{case.label} holds the ids {unknown}, which have no name")
+        hint = "Name them in dataset.json, or draw these voxels anew."
+        raise UserError(f"{case.label} holds the ids {unknown}, which have no name", hint)
     return LoadedCase(case.name, volume, labels)
 
 
@@ -341,7 +348,8 @@ def canonical_index(volume: Volume, source_slice: int) -> int:
             f"{volume.name} has no slice {source_slice}: it has 0 to {depth - 1}", "Correct the slice list."
         )
     if volume.grid.axial_axis != 0:
-        raise UserError(f"{volume.name}: slice lists need files whose third axis is the axial one")
+        hint = "Save it and its labels as axial slices, or choose slices without a list."
+        raise UserError(f"{volume.name}: slice lists need files whose third axis is the axial one", hint)
     return volume.grid.axial_index(source_slice)
 
 

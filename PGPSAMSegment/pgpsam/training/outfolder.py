@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 from filelock import FileLock, Timeout
 
-from pgpsam.errors import UserError
+from pgpsam.errors import UserError, reason
 from pgpsam.models.spec import SPEC_FILE
-from pgpsam.pages import check_can_write
 from pgpsam.training.resuming import CHECKPOINT
 
 LOCK = ".lock"  # in a model folder while a training is at work in it
@@ -72,4 +72,9 @@ def check_folder(folder: Path) -> None:
     nearest = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     if not nearest.is_dir():
         raise UserError(f"{folder} cannot be made: {nearest} is no folder", "Name another folder.")
-    check_can_write(nearest / SPEC_FILE)
+    try:
+        with NamedTemporaryFile(prefix=".", suffix=".part", dir=nearest):
+            pass
+    except OSError as error:
+        hint = "Check its permissions and the disk, or name another folder."
+        raise UserError(f"{folder} can't be written to: {reason(error)}", hint) from error

@@ -49,7 +49,7 @@ def split_cases(dataset: Dataset, hold_out: Sequence[str] | None) -> tuple[tuple
     held = dataset.select(dataset.validation if hold_out is None else hold_out)
     training = tuple(case for case in dataset.cases if case not in held)
     if not training:
-        raise UserError(f"{dataset.folder}: every case is held out, none is left to train on")
+        raise UserError(f"{dataset.folder}: every case is held out, none is left to train on", "Hold out fewer.")
     for one, other in product(held, training):
         if same_file(one.image, other.image):
             raise UserError(f"{one.image} is held out and is the same scan as {other.image}", "Remove one of them.")
