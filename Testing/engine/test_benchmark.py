@@ -130,6 +130,17 @@ def test_lists_that_are_given_twice_add_up_and_all_slices_are_as_annotated_as_is
         assert sum("--fully-annotated" in line for line in lines) == (4 if extra else 0)
 
 
+def test_a_benchmark_of_nothing_is_refused_and_one_that_failed_throughout_says_so(dataset, tmp_path, capfd):
+    words = ["--data", str(dataset.folder), "--out", str(tmp_path / "runs"), "--methods", "unet", "--amounts", "10%"]
+    words += ["--seeds", "-1", "--device", "cpu", "--progress", "none"]
+    assert benchmark_main([*words, "--slices-seen", "0"]) == 2
+    assert capfd.readouterr().err.startswith("error: --slices-seen 0 trains nothing.")
+    assert not (tmp_path / "runs").exists()
+    assert benchmark_main(words) == 2  # of a seed that no training takes
+    error = capfd.readouterr().err.splitlines()[-1]
+    assert error == "error: 1 of 1 runs failed: unet-10pct-seed-1. Run this again to go on."
+
+
 def test_the_page_can_be_written_while_runs_are_missing(dataset, tmp_path, capsys):
     out, page_file = tmp_path / "runs", tmp_path / "docs" / "benchmark.md"
     words = ["--data", str(dataset.folder), "--out", str(out), "--methods", "probe", "unet", "--amounts", "10%"]

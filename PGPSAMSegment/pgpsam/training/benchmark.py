@@ -88,7 +88,8 @@ def plan(
     if unknown := set(amounts) - set(AMOUNTS):
         raise UserError(f"no amount of slices named {', '.join(sorted(unknown))}: there are {', '.join(AMOUNTS)}")
     if folds and not 2 <= folds <= len(dataset.cases):
-        raise UserError(f"--folds {folds} of {len(dataset.cases)} cases")
+        hint = "Give from 2 folds to one for each case, or leave it out."
+        raise UserError(f"--folds {folds} of {len(dataset.cases)} cases", hint)
     encoders = {method: "" if recipe(method).backbone == FROM_SCRATCH else backbone for method in methods}
     rows = [
         Row(method, amount, seed, backbone=encoders[method])

@@ -379,6 +379,8 @@ def benchmark_main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _benchmark(options: argparse.Namespace) -> None:
+    if options.slices_seen < 1:
+        raise UserError(f"--slices-seen {options.slices_seen} trains nothing", "Give the number of slices of a run.")
     dataset = read_dataset(options.data)
     dataset = replace(dataset, fully_annotated=dataset.fully_annotated or options.fully_annotated)
     methods = options.methods or ["pgsam", *sorted({*METHODS} - {"pgsam"})]
@@ -407,8 +409,9 @@ def _benchmark(options: argparse.Namespace) -> None:
         collect(rows, options.out)  # what cannot stand in one table is noticed before the others are trained
         failed = run_all(rows, dataset, options.out, options.slices_seen, extra, options.progress)
     groups = collect(rows, options.out)
+    lost = UserError(f"{len(failed)} of {len(rows)} runs failed: {', '.join(failed)}", "Run this again to go on.")
     if not groups:
-        raise UserError(f"no run in {options.out} is finished")
+        raise lost if failed else UserError(f"no run in {options.out} is finished", "Leave out --finished.")
     shown = [dict(zip(COLUMNS, cells(group), strict=True)) for group in groups]
     columns = ["slices", "method", "runs", "Dice", "HD95 mm", "minutes"]  # what 80 characters hold
     print_table(dataset.name, columns, [[row[column].strip("`") for column in columns] for row in shown])
@@ -416,7 +419,7 @@ def _benchmark(options: argparse.Namespace) -> None:
     write_whole({picture: plot(groups), where: page(groups, dataset, options.command, picture.name).encode()})
     print(f"wrote {where}")
     if failed:
-        raise UserError(f"{len(failed)} of {len(rows)} runs failed: {', '.join(failed)}", "Run this again to go on.")
+        raise lost
 
 
 def evaluate_main(arguments: Sequence[str] | None = None) -> int:
