@@ -188,7 +188,8 @@ def cohort(options: argparse.Namespace) -> None:
             looks=options.looks,
             progress=lambda name, s: report(name, s.done, s.total, s.eta_seconds),
         )
-    print(f"wrote {options.out / TABLE}")
+    if (options.out / TABLE).is_file():
+        print(f"wrote {options.out / TABLE}")
     if failed:
         raise UserError(f"{len(failed)} of {len(sources)} volumes could not be segmented: {', '.join(failed)}")
 

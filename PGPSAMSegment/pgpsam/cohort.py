@@ -128,8 +128,6 @@ def segment_cohort(
                 for path in wanted:
                     check_can_write(path)
                 if not held.enter_context(_claimed(name, out, patience=1 if name in busy else 0)):
-                    if cancelled and cancelled():
-                        raise Cancelled
                     if name not in busy:
                         say(f"{name}: another run is at work on it")
                     busy.add(name)

@@ -337,6 +337,15 @@ def test_a_link_that_now_leads_elsewhere_fails_that_volume_only(run, ct, tmp_pat
     assert "ct: 1 organs" in said
 
 
+def test_a_cohort_of_which_all_failed_does_not_say_that_it_wrote_a_table(run, tmp_path):
+    empty = tmp_path / "empty.nii.gz"
+    empty.write_bytes(b"")
+    code, said = run(empty)
+    assert (code, "wrote" in said) == (2, False)
+    assert "error: 1 of 1 volumes could not be segmented: empty" in said
+    assert not (tmp_path / "out" / TABLE).exists()
+
+
 def test_a_pattern_that_the_shell_did_not_expand_stands_for_its_files(run, tmp_path):
     (tmp_path / "scans").mkdir()
     for name in ("b.nii.gz", "a.nii.gz", "[1].nii.gz"):

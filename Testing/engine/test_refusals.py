@@ -240,6 +240,13 @@ def test_ctrl_c_saves_the_state_and_the_same_call_does_not_overwrite_it(
     assert "--resume continues" in capsys.readouterr().err
     assert torch.load(tmp_path / "m" / "training.pt", weights_only=True)["iteration"] == 4
     assert "Go on with --resume, or delete it" in error_of(words, capsys)
+    other = error_of([*words, "--seed", "1", "--resume"], capsys)
+    assert "other settings, slices or labels. Give the same ones, or delete it and start without --resume." in other
+    state = (tmp_path / "m" / "training.pt").read_bytes()
+    (tmp_path / "m" / "training.pt").write_bytes(state[:1000])
+    damaged = f"error: {tmp_path / 'm' / 'training.pt'} is damaged. Delete it and start without --resume.\n"
+    assert error_of([*words, "--resume"], capsys) == damaged
+    (tmp_path / "m" / "training.pt").write_bytes(state)
     assert finetune_main([*words, "--resume"]) == 0
     assert steps == 6
     assert not (tmp_path / "m" / "training.pt").exists()

@@ -84,7 +84,7 @@ def read_state(path: Path, run: str, instead: str) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise UserError(f"{path} is damaged: {error}", f"{instead[0].upper()}{instead[1:]}.") from error
+        raise UserError(f"{path} is damaged", f"{instead[0].upper()}{instead[1:]}.") from error
     if state["run"] != run:
         raise UserError(
             f"{path} belongs to a run with other settings, slices or labels", f"Give the same ones, or {instead}."
@@ -107,7 +107,7 @@ def load_checkpoint(
     path = out / CHECKPOINT
     if not path.is_file():
         raise UserError(f"nothing to resume: {path} does not exist", "Start without --resume.")
-    state = read_state(path, run, "start without --resume")
+    state = read_state(path, run, "delete it and start without --resume")
     put_tensors(network, state["trained"], str(path))
     optimizer.load_state_dict(state["optimizer"])
     average.restore(state["steps"], state["average"])
