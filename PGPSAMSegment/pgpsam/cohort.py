@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 from filelock import FileLock, Timeout
 
 from pgpsam.cohort_lists import COLUMNS, FIGURES, MARK, TABLE, WRITTEN, Lists, read_lists
-from pgpsam.errors import Cancelled, UserError, reason
+from pgpsam.errors import UserError, reason
 from pgpsam.looks import LOOKS
 from pgpsam.memory import is_memory_error
 from pgpsam.pages import check_can_write, csv_bytes, write_whole

@@ -24,12 +24,12 @@ from pgpsam.looks import LOOKS
 from pgpsam.memory import if_it_fits
 from pgpsam.models.lookup import find_model
 from pgpsam.models.spec import ModelSpec
-from pgpsam.models.store import fingerprint, load_model
+from pgpsam.models.store import REFINER_PREFIX, SECOND_PREFIX, fingerprint, load_model, split_tensors
 from pgpsam.models.weights import base_state
 from pgpsam.network.base import LoraSettings, upsample
 from pgpsam.network.lora import merge_lora, put_tensors
 from pgpsam.network.methods import Output, SegmentationNetwork, build_network, make_settings
-from pgpsam.network.volume_refiner import VolumeRefiner, restore_refiner, split_tensors
+from pgpsam.network.volume_refiner import VolumeRefiner, restore_refiner
 from pgpsam.postprocess import clean_up
 from pgpsam.prompts import attended_labels, peak_points
 from pgpsam.segmentation import Segmentation
@@ -56,10 +56,11 @@ class Step:
 
 @dataclass(frozen=True)
 class View:
-    """One way to see a volume's slices: at which pixel size, and where they lie on the canvas."""
+    """One way to see a volume's slices: at which pixel size, where they lie on the canvas, and by which network."""
 
     preparation: Preparation
     frame: Frame
+    network: SegmentationNetwork
 
 
 class Drawing:
@@ -99,6 +100,8 @@ class Segmenter:
         refiner: makes what corrects the slices' answers as one volume, called when the slices are done, because its
             library takes seconds to load; None leaves the answers as they are.
         version: tells models of one name apart.
+        second: another network of the same method and settings, trained apart, that takes the second look; None where
+            `network` takes both.
 
     Raises:
         UserError: no such device.
@@ -113,9 +116,12 @@ class Segmenter:
         device: str = "auto",
         refiner: Callable[[], VolumeRefiner] | None = None,
         version: str = "",
+        second: SegmentationNetwork | None = None,
     ) -> None:
         self.device = choose_device(device)
-        self.network = network.to(self.device).to(memory_format=torch.channels_last).eval()
+        self.network, self.second = (
+            one.to(self.device).to(memory_format=torch.channels_last).eval() for one in (network, second or network)
+        )
         self.make_refiner = refiner
         self.label_set, self.preparation, self.name, self.version = label_set, preparation, name, version
         self.batch = BATCH[self.device.type]
@@ -133,12 +139,14 @@ class Segmenter:
         """
         folder = find_model(str(model))
         spec, tensors = load_model(folder)
-        own, refining = split_tensors(tensors)
+        tensors, refining = split_tensors(tensors, REFINER_PREFIX)
+        own, other = split_tensors(tensors, SECOND_PREFIX)
         network = restore_network(spec, own, weights)
+        second = restore_network(spec, other, weights) if other else None
         refiner = partial(restore_refiner, len(spec.labels) + 1, spec.refiner, refining, spec.name)
         make_refiner = refiner if refining else None
         version = fingerprint(folder)
-        return cls(network, spec.labels, preparation_of(spec), spec.name, device, make_refiner, version)
+        return cls(network, spec.labels, preparation_of(spec), spec.name, device, make_refiner, version, second)
 
     @cached_property
     def refiner(self) -> VolumeRefiner | None:
@@ -305,7 +313,11 @@ class Segmenter:
         own = self.preparation
         preparations = [replace(own, spacing_mm=own.spacing_mm * scale) for scale in LOOKS[:looks]]
         box = body_box(volume)
-        return [View(one, frame_volume(volume, one, box)) for one in preparations]
+        networks = (self.network, self.second)
+        return [
+            View(one, frame_volume(volume, one, box), network)
+            for one, network in zip(preparations, networks, strict=False)
+        ]
 
     def _answers(
         self,
@@ -358,7 +370,7 @@ class Segmenter:
     def _look(self, volume: Volume, view: View, indices: Sequence[int]) -> Output:
         image = network_input(volume, view.frame, view.preparation, indices).to(self.device)
         with autocast(self.device):
-            return self.network(image)
+            return view.network(image)
 
 
 @contextmanager

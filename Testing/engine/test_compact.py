@@ -11,11 +11,12 @@ import torch
 
 from pgpsam.errors import UserError
 from pgpsam.models.compact import SCALE, compact, expand
-from pgpsam.models.store import load_model, load_spec, save_model
+from pgpsam.models.store import SECOND_PREFIX, load_model, load_spec, save_model
+from pgpsam.segmenter import Segmenter
 from pgpsam.training.card import model_card
 from pgpsam.training.choice import SliceChoice
 from pgpsam.training.commands import ship_main
-from pgpsam.training.data import read_dataset
+from pgpsam.training.data import load_case, read_dataset
 from pgpsam.training.run import train_on_dataset
 from pgpsam.training.shipping import ship
 
@@ -115,6 +116,58 @@ def test_a_model_of_every_patient_shows_its_twins_scores(
     with pytest.raises(UserError, match="is a model that the new one is made from"):
         ship(str(whole), whole)
     assert not (tmp_path / "not").exists()
+
+
+@pytest.fixture(scope="module")
+def apart(phantoms, quick_settings, tmp_path_factory) -> Path:
+    """A model of all three patients, trained apart from `scored`."""
+    out = tmp_path_factory.mktemp("apart") / "apart"
+    settings = replace(quick_settings, iterations=3, seed=1)
+    train_on_dataset(read_dataset(phantoms), out, settings, SliceChoice(), hold_out=[], device="cpu", command="c")
+    return out
+
+
+def test_the_second_look_can_be_anothers(scored: Path, apart: Path, phantoms: Path, tmp_path: Path) -> None:
+    pair = tmp_path / "pair"
+    ship(str(apart), pair, second=str(scored), twin=str(scored), command="d")
+    volume = load_case(read_dataset(phantoms).cases[2], load_spec(pair).labels).volume
+    looks = [Segmenter.load(model, "cpu") for model in (pair, apart, scored)]
+    both, first, second = ([one._look(volume, view, [1]).logits for view in one._views(volume, 2)] for one in looks)
+    for at, own, others in ((0, first, second), (1, second, first)):
+        assert (both[at] - own[at]).abs().mean() < 0.1 * (both[at] - others[at]).abs().mean()  # 8 bits are not exact
+
+    card, spec = (pair / "CARD.md").read_text(), load_spec(pair)
+    assert card == model_card(spec)
+    assert "the second look is by another network, `m`, trained apart on 2 patients" in card
+    assert "`m`, trained in the same way without the patients that follow and looking twice itself, on case_2" in card
+    assert "The other network's: `m`, has a mean Dice of" in card
+    assert "a\nc\nd\n" in card  # how both were trained
+
+    again = tmp_path / "again"
+    ship(str(pair), again, command="e")  # a copy keeps its second network and says how it was made
+    assert "d\ne\n" in (again / "CARD.md").read_text()
+    (_, one), (_, other) = load_model(pair), load_model(again)
+    assert one.keys() == other.keys()
+    assert any(name.startswith(SECOND_PREFIX) for name in other)
+
+
+def test_a_model_that_cannot_look_again_is_refused(scored: Path, apart: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"abdomen-ct cannot look again for .*: its method is another"):
+        ship(str(apart), tmp_path / "not", second="abdomen-ct")
+    with pytest.raises(UserError, match=r"was trained on case_2, which .* holds out"):
+        ship(str(scored), tmp_path / "not", second=str(apart))
+    assert not (tmp_path / "not").exists()
+
+
+def test_a_training_goes_on_from_the_first_of_two_networks(
+    scored: Path, apart: Path, phantoms: Path, quick_settings, tmp_path: Path
+) -> None:
+    ship(str(apart), tmp_path / "pair", second=str(scored))
+    settings = replace(quick_settings, iterations=1, lr=0.0, published_lr=0.0, start_from=str(tmp_path / "pair"))
+    train_on_dataset(read_dataset(phantoms), tmp_path / "on", settings, SliceChoice(), hold_out=[], device="cpu")
+    began, ended = load_model(tmp_path / "pair")[1], load_model(tmp_path / "on")[1]
+    assert not any(name.startswith(SECOND_PREFIX) for name in ended)
+    assert all(torch.allclose(began[name], value, atol=1e-3) for name, value in ended.items())
 
 
 def test_a_copy_can_be_the_mean_of_two_models_in_all_or_in_some_of_their_weights(

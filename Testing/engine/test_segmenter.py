@@ -111,6 +111,19 @@ def test_two_looks_are_the_mean_of_their_logits(segmenter):
         assert np.allclose(inside, expected(*(frame.canvas[0] for frame in frames[:looks])), atol=1e-4)
 
 
+def test_a_second_network_takes_the_second_look(segmenter):
+    volume, _ = make_phantom(7)
+    first, second = (Seen(len(segmenter.label_set) + 1) for _ in range(2))
+    fine = replace(segmenter.preparation, spacing_mm=0.9, multiple=4)
+    looking = Segmenter(first, segmenter.label_set, fine, "seen", "cpu", second=second)
+    frames = [frame_volume(volume, replace(fine, spacing_mm=0.9 * scale)) for scale in LOOKS]
+    looking.segment(volume, looks=1)
+    assert not second.canvases
+    first.canvases.clear()
+    looking.segment(volume)
+    assert (set(first.canvases), set(second.canvases)) == ({frames[0].canvas}, {frames[1].canvas})
+
+
 def test_two_looks_are_the_default_and_cannot_be_three(segmenter):
     volume, _ = make_phantom(7)
     usual, once, twice = (segmenter.segment(volume, **kind).confidence for kind in ({}, {"looks": 1}, {"looks": 2}))

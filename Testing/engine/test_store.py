@@ -24,7 +24,7 @@ from pgpsam.labels import ABDOMEN
 from pgpsam.models import lookup
 from pgpsam.models.lookup import find_model, list_models, model_folders
 from pgpsam.models.spec import SCHEMA_VERSION, ModelSpec, check_model_name
-from pgpsam.models.store import load_model, load_spec, save_model
+from pgpsam.models.store import fingerprint, load_model, load_spec, save_model, split_tensors
 
 SPEC = ModelSpec(
     schema_version=SCHEMA_VERSION,
@@ -102,6 +102,27 @@ def test_a_refiner_lies_in_a_file_of_its_own(folder: Path) -> None:
     assert (folder / "adapter.safetensors").read_bytes() == former
     assert not (folder / "refiner.safetensors").exists()
     assert_is_whole(folder, TENSORS)
+
+
+def test_a_second_adapter_lies_in_a_file_of_its_own(folder: Path) -> None:
+    former = fingerprint(folder)
+    with_second = WITH_REFINER | {"second_look." + name: value + 1 for name, value in TENSORS.items()}
+    save_model(folder, REFINED, with_second)
+    assert_is_whole(folder, with_second, REFINED)
+    others, second = split_tensors(load_model(folder)[1], "second_look.")
+    assert (others.keys(), second.keys()) == (WITH_REFINER.keys(), TENSORS.keys())
+    assert fingerprint(folder) != former
+    file = folder / "second.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    with pytest.raises(UserError, match=r"second\.safetensors is damaged or not this model's"):
+        load_model(folder)
+    file.unlink()
+    with pytest.raises(UserError, match=r"second\.safetensors is missing"):
+        load_model(folder)
+    save_model(folder, REFINED, with_second)
+    save_model(folder, SPEC, TENSORS)
+    assert not file.exists()
+    assert fingerprint(folder) == former
 
 
 def test_a_model_of_before_refiners_is_read_and_saved_as_one_of_today(folder: Path) -> None:

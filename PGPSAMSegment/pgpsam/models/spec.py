@@ -11,7 +11,7 @@ from typing import Any
 from pgpsam.errors import UserError
 from pgpsam.labels import LabelSet
 
-SCHEMA_VERSION = 3  # 1 had no refiner, 2 no packed tensors
+SCHEMA_VERSION = 4  # 1 had no refiner, 2 no packed tensors, 3 no second network
 SPEC_FILE = "model.json"
 SHA256 = re.compile(r"[0-9a-f]{64}")
 

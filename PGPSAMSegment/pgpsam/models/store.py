@@ -1,5 +1,5 @@
 """Model folders: `model.json`, all about a model, `adapter.safetensors`, what training changed in its method, and,
-where it has one, `refiner.safetensors`, its volume refiner.
+where it has them, `refiner.safetensors`, its volume refiner, and `second.safetensors`, what looks a second time.
 
 A folder is written whole or not at all, is portable, and is read with suspicion: sizes and hashes first, and
 nothing in it is ever unpickled. This room stores and checks; what the settings mean is for the rooms that use
@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 ADAPTER_FILE = "adapter.safetensors"
 REFINER_FILE = "refiner.safetensors"
 REFINER_PREFIX = "volume_refiner."  # of the names of the tensors that lie in it
+SECOND_FILE = "second.safetensors"  # another adapter of the same method and settings
+SECOND_PREFIX = "second_look."  # of the names of the tensors that lie in it
 CARD_FILE = "CARD.md"
+_FILES = (CARD_FILE, SECOND_FILE, REFINER_FILE, ADAPTER_FILE, SPEC_FILE)  # the last makes a folder a model's
 MAX_SPEC_BYTES = 4 << 20
 
 _GET_AGAIN = "Copy the model folder again from where it came"
@@ -42,7 +45,7 @@ def save_model(folder: Path, spec: ModelSpec, tensors: Mapping[str, Tensor], car
     Args:
         folder: of the model; its parents are made.
         tensors: what training changed, of any floating or integer dtype, on any device; those whose names begin with
-            `REFINER_PREFIX` get a file of their own.
+            `REFINER_PREFIX` or `SECOND_PREFIX` get a file of their own.
         card: the text of CARD.md; without it, there will be none.
 
     Raises:
@@ -75,7 +78,8 @@ def load_model(folder: Path, as_stored: bool = False) -> tuple[ModelSpec, dict[s
         as_stored: leave packed tensors packed, to save them again as they are.
 
     Returns:
-        The spec, and the tensors on the CPU: the adapter's and the refiner's, packed ones expanded.
+        The spec, and the tensors on the CPU: the adapter's, the refiner's and the second adapter's, packed ones
+        expanded.
 
     Raises:
         UserError: one line on what is missing, damaged or not what `model.json` says.
@@ -86,6 +90,17 @@ def load_model(folder: Path, as_stored: bool = False) -> tuple[ModelSpec, dict[s
     for record in records:
         tensors |= _read_tensors(folder / record.file, record, as_stored)
     return spec, tensors
+
+
+def split_tensors(tensors: Mapping[str, Tensor], prefix: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A model's tensors -> (the others, those of one part under its own names, without the prefix)."""
+    others = {name: value for name, value in tensors.items() if not name.startswith(prefix)}
+    return others, {name.removeprefix(prefix): tensors[name] for name in tensors.keys() - others.keys()}
+
+
+def named_in_file(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """A part's tensors under the names that they have in a model's folder; `split_tensors` undoes it."""
+    return {prefix + name: value for name, value in tensors.items()}
 
 
 def load_spec(folder: Path) -> ModelSpec:
@@ -137,11 +152,13 @@ def _read_spec(folder: Path) -> tuple[ModelSpec, list[_FileRecord]]:
         raise UserError(f"{path} is not valid JSON: {error}", _GET_AGAIN) from error
     if not isinstance(data, dict):
         raise UserError(f"{path}: expected an object, got {kind(data)}", _GET_AGAIN)
-    adapter, refiner = data.pop("adapter", None), data.pop("refiner_file", None)
+    adapter, refiner, second = (data.pop(key, None) for key in ("adapter", "refiner_file", "second_file"))
     spec = ModelSpec.from_json(data, where=str(path))
     records = [_file_record("adapter", adapter, ADAPTER_FILE, str(path))]
     if spec.refiner:
         records.append(_file_record("refiner_file", refiner, REFINER_FILE, str(path)))
+    if second is not None:
+        records.append(_file_record("second_file", second, SECOND_FILE, str(path)))
     return spec, records
 
 
@@ -200,13 +217,16 @@ def _refuse_constant(name: str) -> None:
 
 def _write_files(folder: Path, spec: ModelSpec, tensors: Mapping[str, Tensor], card: str | None) -> None:
     refiner = {name: value for name, value in tensors.items() if name.startswith(REFINER_PREFIX)}
-    adapter = {name: value for name, value in tensors.items() if name not in refiner}
+    second = {name: value for name, value in tensors.items() if name.startswith(SECOND_PREFIX)}
+    adapter = {name: value for name, value in tensors.items() if name not in refiner and name not in second}
     about = spec.to_json() | {
         "schema_version": SCHEMA_VERSION,
         "adapter": _write_tensors(folder / ADAPTER_FILE, adapter),
     }
     if refiner:
         about["refiner_file"] = _write_tensors(folder / REFINER_FILE, refiner)
+    if second:
+        about["second_file"] = _write_tensors(folder / SECOND_FILE, second)
     text = json.dumps(about, indent=2, ensure_ascii=False, allow_nan=False)
     _write(folder / SPEC_FILE, text.encode("utf-8") + b"\n")
     if card is not None:
@@ -240,13 +260,13 @@ def _take_place(scratch: Path, folder: Path) -> None:
         os.rename(former, folder)
         raise
     for path in former.iterdir():
-        if path.name not in (SPEC_FILE, ADAPTER_FILE, REFINER_FILE, CARD_FILE):
+        if path.name not in _FILES:
             os.rename(path, folder / path.name)
     shutil.rmtree(former, ignore_errors=True)
 
 
 def _move_into(scratch: Path, folder: Path) -> None:
-    """Move the files into a folder that held no model; model.json comes last, for it makes the model."""
-    for name in (CARD_FILE, REFINER_FILE, ADAPTER_FILE, SPEC_FILE):
+    """Move the files into a folder that held no model."""
+    for name in _FILES:
         if (scratch / name).exists():
             os.replace(scratch / name, folder / name)

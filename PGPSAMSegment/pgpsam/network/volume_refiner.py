@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pgpsam.errors import UserError
-from pgpsam.models.store import REFINER_PREFIX as PREFIX
 
 FLOOR = 1e-4  # a share below counts as this one: its logarithm says no more
 CHANNELS = (16, 32, 64, 64, 64)
@@ -102,24 +101,13 @@ def refiner_tensors(refiner: VolumeRefiner) -> dict[str, Tensor]:
     return {name: value.half() if value.ndim > 1 else value for name, value in state.items()}
 
 
-def named_in_file(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A refiner's tensors under the names that they have in a model's folder; `split_tensors` undoes it."""
-    return {PREFIX + name: value for name, value in tensors.items()}
-
-
-def split_tensors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """A model's tensors -> (the method's, the refiner's under its own names)."""
-    own = {name: value for name, value in tensors.items() if not name.startswith(PREFIX)}
-    return own, {name.removeprefix(PREFIX): tensors[name] for name in tensors.keys() - own.keys()}
-
-
 def restore_refiner(
     classes: int, description: Mapping[str, Any], tensors: Mapping[str, Tensor], name: str
 ) -> VolumeRefiner:
     """A trained refiner.
 
     Args:
-        classes: K. description: of model.json. tensors: from `split_tensors`.
+        classes: K. description: of model.json. tensors: under the network's own names.
         name: what error messages call the model.
 
     Raises:

@@ -61,6 +61,9 @@ def model_card(spec: ModelSpec, pictures: Collection[str] = tuple(PICTURES)) -> 
     if averaged := training.get("averaged_with"):
         other = f"`{averaged['name']}`, trained on {len(averaged['cases'])} patients"
         lines += ["", f"The weights are the mean of what this training ended with and those of {other}."]
+    if again := training.get("second_look"):
+        who = f"`{again['name']}`, trained apart on {len(again['cases'])} patients"
+        lines += ["", f"Every slice is looked at twice; the second look is by another network, {who}."]
     if spec.refiner:
         learned = spec.refiner
         about = (
@@ -105,7 +108,8 @@ def _scored(spec: ModelSpec) -> tuple[Mapping[str, Any], str]:
     if twin and stage:
         return scores, f"`{twin}`, trained in the same way as {stage} but without the patients that follow,"
     if twin:
-        return scores, f"`{twin}`, trained in the same way without the patients that follow,"
+        alone = " and looking twice itself" if scores.get("alone") else ""
+        return scores, f"`{twin}`, trained in the same way without the patients that follow{alone},"
     return scores, stage or "This model"
 
 
@@ -139,7 +143,22 @@ def _scores(spec: ModelSpec, pictures: Collection[str]) -> list[str]:
     note = ["", summary["note"]] if "note" in summary else []
     there = PICTURES if "confidence" in summary else {}
     shown = [line for name in there if name in pictures for line in ("", f"![{PICTURES[name]}]({VALIDATION}/{name})")]
-    return [text, "", *rows, *note, *shown]
+    return [text, "", *rows, *note, *shown, *_of_second(spec)]
+
+
+def _of_second(spec: ModelSpec) -> list[str]:
+    """What the network that looks again reaches by itself, where the two were not scored together."""
+    again = spec.training.get("second_look") or {}
+    if not spec.scores.get("alone"):
+        return []
+    scores = again.get("scores") or {}
+    both = "The two networks together were scored on no patient that neither has seen."
+    if not scores:
+        return ["", both]
+    reported, every = (scores["summary"][group] for group in ("reported", "all"))
+    twin = f"`{scores['model']}`, trained as `{again['name']}` was" if "model" in scores else f"`{again['name']}`"
+    figures = f"{reported['dice']:.3f} ({every['dice']:.3f}), HD95 {reported['hd95_mm']:.1f} mm"
+    return ["", f"The other network's: {twin}, has a mean Dice of {figures} on {', '.join(scores['split'])}. {both}"]
 
 
 def _row(name: str, values: Mapping[str, Any]) -> str:

@@ -315,6 +315,9 @@ def ship_main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--keep", default="", metavar="REGEX", help="with --average-with: weights whose names begin so are that model's"
     )
+    parser.add_argument(
+        "--second-look-by", type=given, metavar="MODEL", help="a model trained apart takes the second look at a slice"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the model in --out")
     add_common(parser)
     return run(_ship, parsed(parser, arguments))
@@ -333,6 +336,7 @@ def _ship(options: argparse.Namespace) -> None:
             twin=options.scores_of or "",
             average_with=options.average_with or "",
             keep=options.keep,
+            second=options.second_look_by or "",
             device=options.device,
             command=options.command,
             scoring=report.each("scoring"),

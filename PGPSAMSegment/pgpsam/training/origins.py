@@ -63,5 +63,6 @@ def as_origin(*specs: ModelSpec) -> dict[str, Any]:
 
 
 def _origins(spec: ModelSpec) -> list[Mapping[str, Any]]:
-    """What model.json says of the models that a model started from, was taught by and is the mean with."""
-    return [spec.training.get(key) or {} for key in ("started_from", "taught_by", "averaged_with")]
+    """What it says of those that it started from, was taught by, is the mean with, a copy of, or that look again."""
+    keys = ("started_from", "taught_by", "averaged_with", "copied_from", "second_look")
+    return [spec.training.get(key) or {} for key in keys]

@@ -1,7 +1,8 @@
 """A trained model -> one to give away: its large tensors in 8 bits, its name, and scores that others may read.
 
 Where a model was trained on from another, the mean of both models' weights often does better than either (Wortsman
-et al., "Model soups", 2022); weights that changed little may stay the earlier one's.
+et al., "Model soups", 2022); weights that changed little may stay the earlier one's. Of two that were trained apart the
+mean is of no use, but one can take the first look at every slice and the other the second.
 
 A model that learned from every patient cannot be scored. Its card shows the scores of its twin: a model that was
 trained in the same way, but without the patients that are scored.
@@ -21,7 +22,15 @@ from pgpsam.errors import UserError
 from pgpsam.models.compact import compact
 from pgpsam.models.lookup import find_model
 from pgpsam.models.spec import ModelSpec
-from pgpsam.models.store import load_model, load_spec, save_model
+from pgpsam.models.store import (
+    REFINER_PREFIX,
+    SECOND_PREFIX,
+    load_model,
+    load_spec,
+    named_in_file,
+    save_model,
+    split_tensors,
+)
 from pgpsam.segmenter import Step
 from pgpsam.training.card import VALIDATION, copy_pictures, model_card, pictures_of, shows_earlier_scores
 from pgpsam.training.curves import CURVES
@@ -41,6 +50,7 @@ def ship(
     twin: str = "",
     average_with: str = "",
     keep: str = "",
+    second: str = "",
     device: str = "auto",
     command: str = "",
     scoring: Callable[[str, Step], None] | None = None,
@@ -55,6 +65,7 @@ def ship(
         twin: a scored model of the same method and settings, whose scores the copy shows.
         average_with: a model of the same kind whose weights are averaged with this one's.
         keep: a regular expression: tensors whose names begin so are those of `average_with`, not the mean.
+        second: a model of the same kind that takes the copy's second look, in place of one that has taken it so far.
         command: what the card says of how it was made.
         scoring: called with a case's name while it is segmented.
 
@@ -62,14 +73,16 @@ def ship(
         The summary of the copy's scores; None where it was not scored.
 
     Raises:
-        UserError: no such model, the same folder, a twin or a model to average with of another kind, one to average
-            with that has learned from what is held out, `keep` without it or of no use, a twin without scores, or data
-            without a case that was held out.
+        UserError: no such model, the same folder, a twin, a model to average with or one to look again of another
+            kind, one of the last two that has learned from what is held out, `keep` without one to average with or of
+            no use, a twin without scores, or data without a case that was held out.
     """
-    check_apart(out, model, twin, average_with)
+    check_apart(out, model, twin, average_with, second)
     folder = find_model(model)
     spec, tensors = load_model(folder)
     training = {**spec.training, "ship_command": command}
+    if "ship_command" in spec.training:
+        training["copied_from"] = as_origin(spec)
     if spec.scores and "started_from" in training:  # those that the model shows are its own, not an earlier stage's
         kept = {key: value for key, value in training["started_from"].items() if key not in ("scores", "scored")}
         training["started_from"] = kept
@@ -83,18 +96,28 @@ def ship(
     if average_with:
         other, others = load_model(find_model(average_with))
         check_alike(other, spec, f"{average_with} cannot be averaged with {model}")
-        if seen := sorted({*spec.training.get("held_out", ())} & {*trained_cases(other)}):
-            raise UserError(f"{average_with} was trained on {', '.join(seen)}, which {model} holds out for scores")
+        check_left_out(other, spec, average_with, model)
         tensors = average(tensors, others, keep)
         spec = replace(spec, training={**spec.training, "averaged_with": as_origin(other)})
     elif keep:
         raise UserError("--keep says what stays of another model", "Name it with --average-with.")
+    if second:
+        other, others = load_model(find_model(second), as_stored=True)
+        check_alike(other, spec, f"{second} cannot look again for {model}")
+        check_left_out(other, spec, second, model)
+        for prefix in (REFINER_PREFIX, SECOND_PREFIX):  # of its adapter alone
+            others, _ = split_tensors(others, prefix)
+        tensors, _ = split_tensors(tensors, SECOND_PREFIX)
+        tensors |= named_in_file(others, SECOND_PREFIX)
+        told = {**as_origin(other), "scores": other.scores}
+        spec = replace(spec, training={**spec.training, "second_look": told})
     if twin:
         other = load_spec(find_model(twin))
         check_alike(other, spec, f"{twin} is no twin of {model}")
         if not other.scores:
             raise UserError(f"{twin} has no scores", "Score it first: ship it with --data.")
-        spec = replace(spec, scores={"model": other.name, **other.scores})  # it may show its own twin's
+        alone = {"alone": True} if "second_look" in spec.training and "second_look" not in other.training else {}
+        spec = replace(spec, scores={"model": other.name, **other.scores, **alone})  # it may show its own twin's
     held: tuple[Case, ...] = ()
     if data:
         dataset = read_dataset(data)
@@ -118,6 +141,12 @@ def check_alike(other: ModelSpec, spec: ModelSpec, complaint: str) -> None:
     alike = ("method", "settings", "backbone", "preparation", "labels")
     if differs := [key for key in alike if getattr(other, key) != getattr(spec, key)]:
         raise UserError(f"{complaint}: its {differs[0]} is another")
+
+
+def check_left_out(other: ModelSpec, spec: ModelSpec, its_name: str, name: str) -> None:
+    """Raises UserError where another model, which is to be part of a copy, has learned from what is held out."""
+    if seen := sorted({*spec.training.get("held_out", ())} & {*trained_cases(other)}):
+        raise UserError(f"{its_name} was trained on {', '.join(seen)}, which {name} holds out for scores")
 
 
 def average(tensors: Mapping[str, Tensor], others: Mapping[str, Tensor], keep: str) -> dict[str, Tensor]:

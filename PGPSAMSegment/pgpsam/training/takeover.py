@@ -17,10 +17,9 @@ from torch import Tensor
 from pgpsam.errors import UserError
 from pgpsam.labels import LabelSet, canonical_name
 from pgpsam.models.lookup import find_model
-from pgpsam.models.store import load_model
+from pgpsam.models.store import REFINER_PREFIX, SECOND_PREFIX, load_model, named_in_file, split_tensors
 from pgpsam.network.lora import put_tensors, trained_tensors
 from pgpsam.network.methods import SegmentationNetwork, build_network, make_settings
-from pgpsam.network.volume_refiner import named_in_file, split_tensors
 from pgpsam.training.origins import as_origin
 from pgpsam.training.settings import TrainingSettings
 
@@ -59,7 +58,8 @@ def take_over(network: SegmentationNetwork, settings: TrainingSettings, label_se
     ):
         if theirs != own:
             raise UserError(f"cannot start from {settings.start_from}: its {what} is {theirs}, not {own}")
-    tensors, refining = split_tensors(tensors)
+    tensors, refining = split_tensors(tensors, REFINER_PREFIX)
+    tensors, _ = split_tensors(tensors, SECOND_PREFIX)  # it goes on from the first
     told = as_origin(spec)
     before, now = ([canonical_name(name) for name in labels.names] for labels in (spec.labels, label_set))
     if before != now:
@@ -69,7 +69,7 @@ def take_over(network: SegmentationNetwork, settings: TrainingSettings, label_se
     scores = {key: earlier[key] for key in ("scores", "scored") if key in earlier}
     if spec.scores:
         scores = {"scores": spec.scores, "scored": spec.name}
-    return Start({**scores, **told}, spec.refiner, named_in_file(refining), whole=True)
+    return Start({**scores, **told}, spec.refiner, named_in_file(refining, REFINER_PREFIX), whole=True)
 
 
 @torch.no_grad()
