@@ -139,8 +139,8 @@ def test_the_second_look_can_be_anothers(scored: Path, apart: Path, phantoms: Pa
     card, spec = (pair / "CARD.md").read_text(), load_spec(pair)
     assert card == model_card(spec)
     assert "the second look is by another network, `m`, trained apart on 2 patients" in card
-    assert "`m`, trained in the same way without the patients that follow and looking twice itself, on case_2" in card
-    assert "The other network's: `m`, has a mean Dice of" in card
+    assert "`m`, trained as the first network was but without the patients that follow, on case_2" in card
+    assert "The second network's: `m`, has a mean Dice of" in card
     assert "a\nc\nd\n" in card  # how both were trained
 
     again = tmp_path / "again"

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from pgpsam.errors import Cancelled, UserError
-from pgpsam.models.store import load_model, load_spec
-from pgpsam.network.volume_refiner import PREFIX
+from pgpsam.models.store import REFINER_PREFIX, load_model, load_spec
 from pgpsam.segmenter import Segmenter
 from pgpsam.training.choice import SliceChoice
 from pgpsam.training.commands import refine_main
@@ -92,7 +91,7 @@ def test_a_stopped_run_goes_on_and_ends_with_a_model_that_refines(
     spec, refined = load_model(model)
     assert spec.refiner["cases"] == ["case_0", "case_1"]
     assert spec.refiner["slices"] == 4
-    assert {name for name in refined if not name.startswith(PREFIX)} == set(tensors)
+    assert {name for name in refined if not name.startswith(REFINER_PREFIX)} == set(tensors)
     assert summary is not None
     assert [case["case"] for case in summary["cases"]] == ["case_2"]
     card = (model / "CARD.md").read_text(encoding="utf-8")
@@ -153,7 +152,7 @@ def test_a_model_that_starts_from_a_refined_one_keeps_the_refiner(
     assert former.refiner["held_out"]["cases"] == ["case_1"]
     assert "On case_1, which it did not learn from" in (model / "CARD.md").read_text(encoding="utf-8")
     for name in others:
-        if name.startswith(PREFIX):
+        if name.startswith(REFINER_PREFIX):
             assert (tensors[name] == others[name]).all()
 
 

@@ -24,7 +24,7 @@ from pgpsam.labels import ABDOMEN
 from pgpsam.models import lookup
 from pgpsam.models.lookup import find_model, list_models, model_folders
 from pgpsam.models.spec import SCHEMA_VERSION, ModelSpec, check_model_name
-from pgpsam.models.store import fingerprint, load_model, load_spec, save_model, split_tensors
+from pgpsam.models.store import fingerprint, load_model, load_spec, save_model, split_tensors, with_prefix
 
 SPEC = ModelSpec(
     schema_version=SCHEMA_VERSION,
@@ -105,10 +105,11 @@ def test_a_refiner_lies_in_a_file_of_its_own(folder: Path) -> None:
 
 
 def test_a_second_adapter_lies_in_a_file_of_its_own(folder: Path) -> None:
-    former = fingerprint(folder)
-    with_second = WITH_REFINER | {"second_look." + name: value + 1 for name, value in TENSORS.items()}
+    former, adapter = fingerprint(folder), (folder / "adapter.safetensors").read_bytes()
+    with_second = {name: value + 1 for name, value in WITH_REFINER.items()} | with_prefix(TENSORS, "second_look.")
     save_model(folder, REFINED, with_second)
     assert_is_whole(folder, with_second, REFINED)
+    assert (folder / "second.safetensors").read_bytes() == adapter  # it can be taken out as a model of its own
     others, second = split_tensors(load_model(folder)[1], "second_look.")
     assert (others.keys(), second.keys()) == (WITH_REFINER.keys(), TENSORS.keys())
     assert fingerprint(folder) != former

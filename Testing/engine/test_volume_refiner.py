@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pgpsam.errors import UserError
-from pgpsam.models.store import REFINER_PREFIX, named_in_file, split_tensors
+from pgpsam.models.store import REFINER_PREFIX, split_tensors, with_prefix
 from pgpsam.network.volume_refiner import (
     WINDOW,
     VolumeRefiner,
@@ -65,7 +65,7 @@ def test_in_windows_or_whole_the_correction_is_the_same_but_at_the_seams(monkeyp
 def test_from_a_models_file_it_comes_back() -> None:
     refiner = trained()
     own = {"decoder.weight": torch.ones(2)}
-    held, refining = split_tensors(own | named_in_file(refiner_tensors(refiner), REFINER_PREFIX), REFINER_PREFIX)
+    held, refining = split_tensors(own | with_prefix(refiner_tensors(refiner), REFINER_PREFIX), REFINER_PREFIX)
     assert held == own
     back = restore_refiner(3, {"channels": list(CHANNELS)}, refining, "m")
     with torch.inference_mode():

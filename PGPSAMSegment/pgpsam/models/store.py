@@ -28,7 +28,7 @@ ADAPTER_FILE = "adapter.safetensors"
 REFINER_FILE = "refiner.safetensors"
 REFINER_PREFIX = "volume_refiner."  # of the names of the tensors that lie in it
 SECOND_FILE = "second.safetensors"  # another adapter of the same method and settings
-SECOND_PREFIX = "second_look."  # of the names of the tensors that lie in it
+SECOND_PREFIX = "second_look."  # of the names of its tensors among the model's; in the file they are an adapter's
 CARD_FILE = "CARD.md"
 _FILES = (CARD_FILE, SECOND_FILE, REFINER_FILE, ADAPTER_FILE, SPEC_FILE)  # the last makes a folder a model's
 MAX_SPEC_BYTES = 4 << 20
@@ -88,7 +88,8 @@ def load_model(folder: Path, as_stored: bool = False) -> tuple[ModelSpec, dict[s
     spec, records = _read_spec(folder)
     tensors: dict[str, Tensor] = {}
     for record in records:
-        tensors |= _read_tensors(folder / record.file, record, as_stored)
+        read = _read_tensors(folder / record.file, record, as_stored)
+        tensors |= with_prefix(read, SECOND_PREFIX) if record.file == SECOND_FILE else read
     return spec, tensors
 
 
@@ -98,8 +99,8 @@ def split_tensors(tensors: Mapping[str, Tensor], prefix: str) -> tuple[dict[str,
     return others, {name.removeprefix(prefix): tensors[name] for name in tensors.keys() - others.keys()}
 
 
-def named_in_file(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """A part's tensors under the names that they have in a model's folder; `split_tensors` undoes it."""
+def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """A part's tensors under the names that they have among a model's; `split_tensors` undoes it."""
     return {prefix + name: value for name, value in tensors.items()}
 
 
@@ -217,8 +218,8 @@ def _refuse_constant(name: str) -> None:
 
 def _write_files(folder: Path, spec: ModelSpec, tensors: Mapping[str, Tensor], card: str | None) -> None:
     refiner = {name: value for name, value in tensors.items() if name.startswith(REFINER_PREFIX)}
-    second = {name: value for name, value in tensors.items() if name.startswith(SECOND_PREFIX)}
-    adapter = {name: value for name, value in tensors.items() if name not in refiner and name not in second}
+    adapter, second = split_tensors(tensors, SECOND_PREFIX)
+    adapter = {name: value for name, value in adapter.items() if name not in refiner}
     about = spec.to_json() | {
         "schema_version": SCHEMA_VERSION,
         "adapter": _write_tensors(folder / ADAPTER_FILE, adapter),

@@ -108,8 +108,8 @@ def _scored(spec: ModelSpec) -> tuple[Mapping[str, Any], str]:
     if twin and stage:
         return scores, f"`{twin}`, trained in the same way as {stage} but without the patients that follow,"
     if twin:
-        alone = " and looking twice itself" if scores.get("alone") else ""
-        return scores, f"`{twin}`, trained in the same way without the patients that follow{alone},"
+        way = "as the first network was but" if scores.get("alone") else "in the same way"
+        return scores, f"`{twin}`, trained {way} without the patients that follow,"
     return scores, stage or "This model"
 
 
@@ -158,7 +158,7 @@ def _of_second(spec: ModelSpec) -> list[str]:
     reported, every = (scores["summary"][group] for group in ("reported", "all"))
     twin = f"`{scores['model']}`, trained as `{again['name']}` was" if "model" in scores else f"`{again['name']}`"
     figures = f"{reported['dice']:.3f} ({every['dice']:.3f}), HD95 {reported['hd95_mm']:.1f} mm"
-    return ["", f"The other network's: {twin}, has a mean Dice of {figures} on {', '.join(scores['split'])}. {both}"]
+    return ["", f"The second network's: {twin}, has a mean Dice of {figures} on {', '.join(scores['split'])}. {both}"]
 
 
 def _row(name: str, values: Mapping[str, Any]) -> str:

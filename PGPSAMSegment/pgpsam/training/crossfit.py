@@ -24,7 +24,7 @@ from pgpsam.device import choose_device
 from pgpsam.errors import UserError
 from pgpsam.labels import LabelSet
 from pgpsam.models.spec import ModelSpec
-from pgpsam.models.store import REFINER_PREFIX, load_model, load_spec, named_in_file, save_model, split_tensors
+from pgpsam.models.store import REFINER_PREFIX, load_model, load_spec, save_model, split_tensors, with_prefix
 from pgpsam.network.volume_refiner import refiner_tensors
 from pgpsam.segmenter import Segmenter, Step
 from pgpsam.slices import Preparation, frame_volume, scale_labels
@@ -188,7 +188,7 @@ def add_refiner(
         about["held_out"] = {"cases": [one.case for one in held], "dice_before": before, "dice_after": after}
     spec, tensors = load_model(model, as_stored=True)
     spec = replace(spec, refiner=about, scores={})  # these were the model's without it
-    tensors = split_tensors(tensors, REFINER_PREFIX)[0] | named_in_file(refiner_tensors(refiner), REFINER_PREFIX)
+    tensors = split_tensors(tensors, REFINER_PREFIX)[0] | with_prefix(refiner_tensors(refiner), REFINER_PREFIX)
     save_model(model, spec, tensors, model_card(spec, pictures_of(model)))
 
 

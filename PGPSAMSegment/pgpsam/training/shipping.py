@@ -27,9 +27,9 @@ from pgpsam.models.store import (
     SECOND_PREFIX,
     load_model,
     load_spec,
-    named_in_file,
     save_model,
     split_tensors,
+    with_prefix,
 )
 from pgpsam.segmenter import Step
 from pgpsam.training.card import VALIDATION, copy_pictures, model_card, pictures_of, shows_earlier_scores
@@ -108,7 +108,7 @@ def ship(
         for prefix in (REFINER_PREFIX, SECOND_PREFIX):  # of its adapter alone
             others, _ = split_tensors(others, prefix)
         tensors, _ = split_tensors(tensors, SECOND_PREFIX)
-        tensors |= named_in_file(others, SECOND_PREFIX)
+        tensors |= with_prefix(others, SECOND_PREFIX)
         told = {**as_origin(other), "scores": other.scores}
         spec = replace(spec, training={**spec.training, "second_look": told})
     if twin:

@@ -17,7 +17,7 @@ from torch import Tensor
 from pgpsam.errors import UserError
 from pgpsam.labels import LabelSet, canonical_name
 from pgpsam.models.lookup import find_model
-from pgpsam.models.store import REFINER_PREFIX, SECOND_PREFIX, load_model, named_in_file, split_tensors
+from pgpsam.models.store import REFINER_PREFIX, SECOND_PREFIX, load_model, split_tensors, with_prefix
 from pgpsam.network.lora import put_tensors, trained_tensors
 from pgpsam.network.methods import SegmentationNetwork, build_network, make_settings
 from pgpsam.training.origins import as_origin
@@ -69,7 +69,7 @@ def take_over(network: SegmentationNetwork, settings: TrainingSettings, label_se
     scores = {key: earlier[key] for key in ("scores", "scored") if key in earlier}
     if spec.scores:
         scores = {"scores": spec.scores, "scored": spec.name}
-    return Start({**scores, **told}, spec.refiner, named_in_file(refining, REFINER_PREFIX), whole=True)
+    return Start({**scores, **told}, spec.refiner, with_prefix(refining, REFINER_PREFIX), whole=True)
 
 
 @torch.no_grad()
