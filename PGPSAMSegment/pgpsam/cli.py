@@ -321,7 +321,8 @@ def info(options: argparse.Namespace) -> None:
         message = f"{folder / SPEC_FILE}: {told} not as training writes it ({type(error).__name__}: {error})"
         raise UserError(message, "Get the model again.") from error
     twin = spec.scores.get("model")
-    who = f"of {twin}, trained in the same way without them" if twin else "which it was not trained on"
+    way = "as its first network was, but" if spec.scores.get("alone") else "in the same way"
+    who = f"of {twin}, trained {way} without them" if twin else "which it was not trained on"
     print(f"scores on {cases}, {who}:")
     print_table("held-out cases", ["organ", "Dice", "HD95 mm"], rows)
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from pgpsam.cli import main
 from pgpsam.errors import UserError
 from pgpsam.models.compact import SCALE, compact, expand
 from pgpsam.models.store import SECOND_PREFIX, load_model, load_spec, save_model
@@ -127,7 +128,9 @@ def apart(phantoms, quick_settings, tmp_path_factory) -> Path:
     return out
 
 
-def test_the_second_look_can_be_anothers(scored: Path, apart: Path, phantoms: Path, tmp_path: Path) -> None:
+def test_the_second_look_can_be_anothers(
+    scored: Path, apart: Path, phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pair = tmp_path / "pair"
     ship(str(apart), pair, second=str(scored), twin=str(scored), command="d")
     volume = load_case(read_dataset(phantoms).cases[2], load_spec(pair).labels).volume
@@ -142,6 +145,8 @@ def test_the_second_look_can_be_anothers(scored: Path, apart: Path, phantoms: Pa
     assert "`m`, trained as the first network was but without the patients that follow, on case_2" in card
     assert "The second network's: `m`, has a mean Dice of" in card
     assert "a\nc\nd\n" in card  # how both were trained
+    assert main(["info", str(pair)]) == 0
+    assert "scores on case_2, of m, trained as its first network was, but without them" in capsys.readouterr().out
 
     again = tmp_path / "again"
     ship(str(pair), again, command="e")  # a copy keeps its second network and says how it was made
@@ -162,11 +167,13 @@ def test_a_model_that_cannot_look_again_is_refused(scored: Path, apart: Path, tm
 def test_a_training_goes_on_from_the_first_of_two_networks(
     scored: Path, apart: Path, phantoms: Path, quick_settings, tmp_path: Path
 ) -> None:
-    ship(str(apart), tmp_path / "pair", second=str(scored))
+    ship(str(apart), tmp_path / "pair", second=str(scored), twin=str(scored))
     settings = replace(quick_settings, iterations=1, lr=0.0, published_lr=0.0, start_from=str(tmp_path / "pair"))
     train_on_dataset(read_dataset(phantoms), tmp_path / "on", settings, SliceChoice(), hold_out=[], device="cpu")
     began, ended = load_model(tmp_path / "pair")[1], load_model(tmp_path / "on")[1]
     assert not any(name.startswith(SECOND_PREFIX) for name in ended)
+    card = (tmp_path / "on" / "CARD.md").read_text()
+    assert "`m`, trained in the same way as the first network of `pair`, an earlier stage of this model," in card
     assert all(torch.allclose(began[name], value, atol=1e-3) for name, value in ended.items())
 
 

@@ -53,7 +53,7 @@ class ModelSpec:
         labels: the organs.
         training: data name, case and slice counts, seed, code version, command.
         scores: with the split they were taken on, and "model", if they are of another one that was trained in the same
-            way without these cases; null where one is undefined.
+            way without these cases ("alone": as the first of two networks); null where one is undefined.
         refiner: what corrects the slices' answers as one volume: channels, and how it was trained; empty for none.
 
     Raises:

@@ -106,7 +106,8 @@ def _scored(spec: ModelSpec) -> tuple[Mapping[str, Any], str]:
         bare = " without its volume refiner" if spec.refiner else ""
         stage = f"`{started['scored']}`, an earlier stage of this model{bare},"
     if twin and stage:
-        return scores, f"`{twin}`, trained in the same way as {stage} but without the patients that follow,"
+        of = "the first network of " if scores.get("alone") else ""
+        return scores, f"`{twin}`, trained in the same way as {of}{stage} but without the patients that follow,"
     if twin:
         way = "as the first network was but" if scores.get("alone") else "in the same way"
         return scores, f"`{twin}`, trained {way} without the patients that follow,"
