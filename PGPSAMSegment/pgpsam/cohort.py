@@ -2,8 +2,8 @@
 
 A volume that cannot be segmented is told and left out. One that is in the table is not done again, so that a stopped
 cohort goes on where it was, unless its file has changed since. Several runs may share a list, as on two GPUs: what one
-is at work on comes last in the others. What is not, bit for bit, what the cohort wrote is the
-user's: it is never replaced.
+is at work on comes last in the others. What is not, bit for bit, what the cohort wrote is the user's: it is never
+replaced.
 """
 
 from __future__ import annotations
@@ -266,9 +266,7 @@ def _sha256(path: Path) -> str:
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
-        raise UserError(
-            f"{path} cannot be read: {error.strerror or error}", "Move it, or give another --out."
-        ) from error
+        raise UserError(f"{path} cannot be read: {reason(error)}", "Move it, or give another --out.") from error
 
 
 def _state(source: Path, out: Path) -> str:
@@ -284,7 +282,7 @@ def _state(source: Path, out: Path) -> str:
     except UnicodeEncodeError as error:
         raise UserError(f"{source}: its path is not UTF-8", "Rename it.") from error
     except OSError as error:
-        raise UserError(f"{source} cannot be read: {error.strerror or error}") from error
+        raise UserError(f"{source} cannot be read: {reason(error)}") from error
     newest = max((stat.st_mtime_ns for stat in stats), default=0)
     return f"{len(stats)} files, {sum(stat.st_size for stat in stats)} bytes, {newest} ns"
 

@@ -27,9 +27,9 @@ class Cancelled(Exception):
 def of_system(error: OSError) -> UserError:
     """What the system refused, as one line: a full disk, a folder that is a file, a file that may not be read."""
     place = f": {error.filename}" if error.filename else ""
-    return UserError(f"{error.strerror or error}{place}", "Check the path, its permissions and the disk.")
+    return UserError(f"{reason(error)}{place}", "Check the path, its permissions and the disk.")
 
 
 def reason(error: Exception) -> str:
-    """What a file's error says: the system's own words without their number, or a parser's."""
-    return str(getattr(error, "strerror", None) or error)
+    """What a file's error says, in one line: the system's own words without their number, or a parser's."""
+    return getattr(error, "strerror", None) or " ".join(str(error).split())

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pgpsam.errors import UserError
+from pgpsam.errors import UserError, reason
 from pgpsam.labels import STRUCTURE, Code, Label, LabelSet
 from pgpsam.segmentation import Segmentation
 from pgpsam.volume import Volume
@@ -39,8 +39,7 @@ def read_array(path: str | os.PathLike[str]) -> NDArray[Any]:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise UserError(f"cannot read the array {path}: {reason}", "Send the volume again.") from error
+        raise UserError(f"cannot read the array {path}: {reason(error)}", "Send the volume again.") from error
 
 
 def read_volume_array(path: str | os.PathLike[str], affine: Any, name: str) -> Volume:
@@ -106,7 +105,7 @@ def remove_results(folder: Path) -> None:
         try:
             (folder / name).unlink(missing_ok=True)
         except OSError as error:
-            raise UserError(f"cannot remove {folder / name}: {error.strerror or error}", _MEND) from error
+            raise UserError(f"cannot remove {folder / name}: {reason(error)}", _MEND) from error
 
 
 # ---------------------------------------------------------------------------------------------------- results

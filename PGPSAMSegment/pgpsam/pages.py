@@ -22,7 +22,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from .errors import UserError
+from .errors import UserError, reason
 
 _STYLE = """
 :root { color-scheme: light dark;
@@ -117,7 +117,7 @@ def check_can_write(path: Path) -> None:
 
 def _cannot_write(path: Path, error: OSError) -> UserError:
     hint = "Check that the folder exists, may be written to and has room"
-    return UserError(f"{path} can't be written: {error.strerror or error}", hint)
+    return UserError(f"{path} can't be written: {reason(error)}", hint)
 
 
 def csv_bytes(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> bytes:

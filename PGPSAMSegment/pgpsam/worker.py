@@ -21,7 +21,7 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pgpsam.errors import Cancelled, UserError, of_system
+from pgpsam.errors import Cancelled, UserError, of_system, reason
 from pgpsam.finetune_job import finetune
 from pgpsam.hello import hello
 from pgpsam.jobs import Job, ProtocolError, Warm, segment, suggest
@@ -266,7 +266,7 @@ def start_log(path: str | None) -> None:
             Path(path).absolute().parent.mkdir(parents=True, exist_ok=True)
             handlers.append(RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=LOG_FILES, encoding="utf-8"))
         except OSError as error:
-            raise UserError(f"cannot write the log {path}: {error.strerror or error}", "Give another file.") from error
+            raise UserError(f"cannot write the log {path}: {reason(error)}", "Give another file.") from error
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", handlers=handlers, force=True
     )

@@ -161,6 +161,9 @@ def test_a_model_that_cannot_look_again_is_refused(scored: Path, apart: Path, tm
         ship(str(apart), tmp_path / "not", second="abdomen-ct")
     with pytest.raises(UserError, match=r"was trained on case_2, which .* holds out"):
         ship(str(scored), tmp_path / "not", second=str(apart))
+    ship(str(apart), tmp_path / "pair", second=str(scored))
+    with pytest.raises(UserError, match="only one of them has a second network"):
+        ship(str(apart), tmp_path / "not", average_with=str(tmp_path / "pair"))
     assert not (tmp_path / "not").exists()
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from pgpsam.errors import UserError
+from pgpsam.errors import UserError, reason
 from pgpsam.models.published import BaseWeights, by_hand_hint, megabytes
 from pgpsam.models.transfer import Transfer, file_size
 from pgpsam.models.verify import HashMemory, checked, content_fault
@@ -51,7 +51,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        message = f"cannot write to {folder}: {error.strerror or error}"
+        message = f"cannot write to {folder}: {reason(error)}"
         raise UserError(message, "Free some space, or set PGPSAM_CACHE to another folder") from error
 
 

@@ -14,7 +14,7 @@ import uuid
 from contextlib import suppress
 from pathlib import Path
 
-from pgpsam.errors import UserError
+from pgpsam.errors import UserError, reason
 from pgpsam.models.published import BaseWeights
 from pgpsam.models.watch import CHUNK
 
@@ -44,7 +44,7 @@ def _fault(path: Path, entry: BaseWeights, memory: HashMemory) -> str | None:
             return None
         fault = content_fault(path, entry)
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+        raise UserError(f"cannot read {path}: {reason(error)}") from error
     if fault is None:
         memory.add(path, mark)
     return fault

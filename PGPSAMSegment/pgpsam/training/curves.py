@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from pgpsam.errors import UserError
+from pgpsam.errors import UserError, reason
 
 CURVES = "curves.csv"
 _log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ class Curves:
         try:
             self._write()
         except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror or error}", "Check the free space") from error
+            raise UserError(f"cannot write {path}: {reason(error)}", "Check the free space") from error
 
     def add(self, *values: float) -> None:
         self.lines.append(",".join(f"{value:.6g}" for value in values))
@@ -40,7 +40,7 @@ class Curves:
             self.behind = False
         except OSError as error:
             if not self.behind:
-                _log.warning("the training goes on: cannot write %s: %s", self.path, error.strerror or error)
+                _log.warning("the training goes on: cannot write %s: %s", self.path, reason(error))
             self.behind = True
 
     def _write(self) -> None:

@@ -155,10 +155,13 @@ def average(tensors: Mapping[str, Tensor], others: Mapping[str, Tensor], keep: s
     Tensors of any shape, each with its model's counterpart; the mean has the first model's number type.
 
     Raises:
-        UserError: only one of them has a volume refiner; `keep` is no regular expression, or fits no tensor.
+        UserError: only one of them has a volume refiner or a second network; `keep` is no regular expression, or fits
+            no tensor.
     """
     if unlike := sorted(tensors.keys() ^ others.keys()):
-        raise UserError(f"the two models cannot be averaged: only one of them has {unlike[0]}")
+        parts = {REFINER_PREFIX: "a volume refiner", SECOND_PREFIX: "a second network"}
+        what = next((part for prefix, part in parts.items() if unlike[0].startswith(prefix)), unlike[0])
+        raise UserError(f"the two models cannot be averaged: only one of them has {what}")
     try:
         kept = {name for name in others if keep and re.match(keep, name)}
     except re.error as error:
